@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""See every HTTP conversation of a Linux host from the kernel.
+
+``podscope.watch()`` gives batches of NumPy arrays; the ``podscope`` command shows them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from typing import Any
+
+if TYPE_CHECKING:
+    from podscope.pipeline import watch
+
+__version__ = "0.1.0"
+
+__all__ = ["__version__", "watch"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import ``watch`` when it is first asked for: NumPy stays out of ``podscope --help``."""
+    if name == "watch":
+        from podscope.pipeline import watch
+
+        return watch
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

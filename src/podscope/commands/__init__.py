@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands of the ``podscope`` program: one module each, imported only when chosen."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from typing import NamedTuple
+from typing import Protocol
+
+if TYPE_CHECKING:
+    import argparse
+
+
+class Command(NamedTuple):
+    """A line of ``podscope --help``, and where the command's code is."""
+
+    name: str
+    help: str
+    module: str
+
+
+class CommandModule(Protocol):
+    """What a module of this package gives."""
+
+    HELP: str
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the command's flags."""
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Do it; returns the exit code. Raises PodscopeError."""
+
+
+COMMANDS = (
+    Command("up", "watch this machine: live table and Prometheus metrics", "podscope.commands.up"),
+    Command("http", "rate, errors and duration by workload, live", "podscope.commands.http"),
+    Command("requests", "the request log, one line a request", "podscope.commands.requests"),
+    Command(
+        "doctor", "what this kernel, these rights and this host allow", "podscope.commands.doctor"
+    ),
+    Command("version", "versions of podscope, Python and the kernel", "podscope.commands.version"),
+)
