@@ -1,0 +1,803 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * HTTP/1.x on every TCP socket below a cgroup: counted, timed and, where asked
+ * for, logged. The hooks see each socket's bytes in both directions; sequence
+ * numbers say what is new. Nothing is ever changed: every program lets the
+ * packet pass.
+ */
+#include "http/exchange.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+/* Keep the records in the object's BTF: user space makes its dtypes from it. */
+const struct http_row *row_type __attribute__((unused));
+const struct http_request *request_type __attribute__((unused));
+const struct process *process_type __attribute__((unused));
+const enum http_lost lost_type __attribute__((unused));
+const enum http_method method_type __attribute__((unused));
+const enum http_error error_type __attribute__((unused));
+const enum http_peer peer_type __attribute__((unused));
+const enum http_side side_type __attribute__((unused));
+const enum log_flag log_type __attribute__((unused));
+
+#define PASS      1
+#define STEPS_MAX 1024 /* of parsing in one run */
+
+static __always_inline void ip4_mapped(u8 *out, u32 address)
+{
+	__builtin_memset(out, 0, 10);
+	out[10] = 0xff;
+	out[11] = 0xff;
+	__builtin_memcpy(out + 12, &address, 4);
+}
+
+static __always_inline u8 peer_class_v4(u32 address)
+{
+	u32 a = bpf_ntohl(address);
+
+	if (a >> 24 == 127)
+		return HTTP_PEER_LOOPBACK;
+	if (a >> 24 == 10 || a >> 20 == 0xac1 || a >> 16 == 0xc0a8 || a >> 22 == 0x6440 >> 6 ||
+	    a >> 16 == 0xa9fe)
+		return HTTP_PEER_PRIVATE;
+	return HTTP_PEER_PUBLIC;
+}
+
+static __always_inline u8 peer_class(const u8 *a)
+{
+	u64 high;
+	u32 third, fourth;
+
+	__builtin_memcpy(&high, a, 8);
+	__builtin_memcpy(&third, a + 8, 4);
+	__builtin_memcpy(&fourth, a + 12, 4);
+	if (!high && third == bpf_htonl(0xffff))
+		return peer_class_v4(fourth);
+	if (!high && !third && fourth == bpf_htonl(1))
+		return HTTP_PEER_LOOPBACK;
+	if ((a[0] & 0xfe) == 0xfc || (a[0] == 0xfe && (a[1] & 0xc0) == 0x80))
+		return HTTP_PEER_PRIVATE;
+	return HTTP_PEER_PUBLIC;
+}
+
+static __always_inline void conn_addresses(struct conn *conn, struct bpf_sock *sk)
+{
+	if (sk->family == 2) { /* AF_INET */
+		ip4_mapped(conn->local, sk->src_ip4);
+		ip4_mapped(conn->peer, sk->dst_ip4);
+	} else {
+		u32 *local = (u32 *)conn->local, *peer = (u32 *)conn->peer;
+
+		local[0] = sk->src_ip6[0];
+		local[1] = sk->src_ip6[1];
+		local[2] = sk->src_ip6[2];
+		local[3] = sk->src_ip6[3];
+		peer[0] = sk->dst_ip6[0];
+		peer[1] = sk->dst_ip6[1];
+		peer[2] = sk->dst_ip6[2];
+		peer[3] = sk->dst_ip6[3];
+	}
+	conn->local_port = sk->src_port;
+	conn->peer_port = bpf_ntohs(sk->dst_port);
+	conn->peer_class = peer_class(conn->peer);
+}
+
+static __always_inline void set_side(struct conn *conn, u8 side)
+{
+	conn->side = side;
+	request_stream(conn)->h1.flags = 0;
+	answer_stream(conn)->h1.flags = H1_IS_ANSWER;
+}
+
+static __always_inline void stream_begin(struct stream *stream, u32 seq)
+{
+	stream->next = seq;
+	stream->known = 1;
+}
+
+/* May a connection that starts with this byte be HTTP? Requests come first. */
+static __always_inline bool may_be_http(struct __sk_buff *skb, struct segment *s, u32 direction,
+					u8 side)
+{
+	u8 first;
+
+	if (bpf_skb_load_bytes(skb, s->off, &first, 1))
+		return false;
+	if (direction == (side == HTTP_SERVER ? IN : OUT))
+		return h1_is_tchar(first) || first == '\r' || first == '\n';
+	return first == 'H';
+}
+
+/* Addresses of a packet that came in, as those of the socket it will get. */
+static __always_inline bool packet_addresses(struct __sk_buff *skb, u8 *peer, u8 *local, u32 *port)
+{
+	u8 first;
+	__be16 source;
+
+	if (bpf_skb_load_bytes(skb, 0, &first, 1))
+		return false;
+	if (first >> 4 == 4) {
+		u32 v4 = 0;
+
+		if (bpf_skb_load_bytes(skb, 12, &v4, 4))
+			return false;
+		ip4_mapped(peer, v4);
+		if (bpf_skb_load_bytes(skb, 16, &v4, 4))
+			return false;
+		ip4_mapped(local, v4);
+		if (bpf_skb_load_bytes(skb, (first & 15) * 4, &source, 2))
+			return false;
+	} else {
+		if (bpf_skb_load_bytes(skb, 8, peer, 16) ||
+		    bpf_skb_load_bytes(skb, 24, local, 16) ||
+		    bpf_skb_load_bytes(skb, 40, &source, 2))
+			return false;
+	}
+	*port = bpf_ntohs(source);
+	return true;
+}
+
+/* Bytes that came to a listener: its next connection takes them over. */
+static __always_inline void listener_segment(struct __sk_buff *skb, struct bpf_sock *sk,
+					     struct socket_note *note, struct segment *s)
+{
+	u8 peer[16], local[16];
+	u32 port;
+
+	if (!packet_addresses(skb, peer, local, &port))
+		return;
+	note->listener = bpf_get_socket_cookie(skb);
+	note->flags |= SOCKET_EARLY;
+	early_keep(skb, early_id(note->listener, peer, local, port), s);
+}
+
+/* State for a connection whose first bytes these are. */
+__noinline int conn_open(struct __sk_buff *skb, u32 direction)
+{
+	struct bpf_sock *sk = skb->sk;
+	struct socket_note *note;
+	struct segment s = {};
+	struct conn *conn;
+	bool opened;
+	u8 side;
+
+	if (!sk || !segment_parse(skb, &s) || !s.len)
+		return 0;
+	note = bpf_sk_storage_get(&notes, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!note) {
+		lose(HTTP_LOST_NO_MEMORY, 1);
+		return 0;
+	}
+	if (sk->state == BPF_TCP_LISTEN) {
+		if (direction == IN)
+			listener_segment(skb, sk, note, &s);
+		return 0;
+	}
+	if (note->flags & SOCKET_IGNORED)
+		return 0;
+	opened = note->flags & (SOCKET_OPENED | SOCKET_CONNECTING);
+	side = note->flags & SOCKET_SERVER ? HTTP_SERVER : HTTP_CLIENT;
+	if (opened && s.seq == note->next[direction & 1] &&
+	    !may_be_http(skb, &s, direction, side)) {
+		note->flags |= SOCKET_IGNORED;
+		return 0;
+	}
+	conn = bpf_sk_storage_get(&conns, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!conn) {
+		lose(HTTP_LOST_NO_MEMORY, 1);
+		note->flags |= SOCKET_IGNORED;
+		return 0;
+	}
+	conn->cookie = bpf_get_socket_cookie(skb);
+	conn->kept_id = conn->cookie;
+	conn->cgroup_id = bpf_sk_cgroup_id(sk);
+	conn->pid = note->pid;
+	conn_addresses(conn, sk);
+	if (!opened) {
+		unsync(conn, HTTP_LOST_JOINED);
+		return 1;
+	}
+	set_side(conn, side);
+	if (note->flags & SOCKET_OPENED) {
+		stream_begin(&conn->stream[IN], note->next[IN]);
+		stream_begin(&conn->stream[OUT], note->next[OUT]);
+		if (note->flags & SOCKET_EARLY)
+			early_take(
+				skb, conn,
+				early_id(note->listener, conn->peer, conn->local, conn->peer_port));
+	} else {
+		stream_begin(&conn->stream[OUT], s.seq);
+	}
+	return 1;
+}
+
+/* Nothing more will be counted here: the socket goes without state. */
+static __always_inline void conn_forget(struct __sk_buff *skb, struct conn *conn)
+{
+	struct socket_note *note;
+
+	conn->over = 1;
+	if (!skb->sk)
+		return;
+	note = bpf_sk_storage_get(&notes, skb->sk, 0, 0);
+	if (note)
+		note->flags |= SOCKET_IGNORED;
+}
+
+/* The bytes are no HTTP/1.x. */
+static __always_inline void conn_bad(struct __sk_buff *skb, struct conn *conn,
+				     struct stream *stream)
+{
+	bool is_request = stream == request_stream(conn);
+
+	if (conn->sync != SYNCED) {
+		unsync(conn, conn->unsync_reason);
+		return;
+	}
+	if (!conn->number && !conn->depth) {
+		/* nothing but this has been said: another protocol */
+		conn_forget(skb, conn);
+		return;
+	}
+	lose(HTTP_LOST_MALFORMED, 1);
+	if (is_request) {
+		struct exchange e = { .flags = EXCHANGE_BAD | EXCHANGE_WHOLE };
+
+		if (!queue_push(skb, conn, &e))
+			conn->overflow++;
+		stream->h1.state = H1_OPAQUE;
+		return;
+	}
+	conn_forget(skb, conn);
+}
+
+/*
+ * Bytes of a connection whose boundaries are not known. Only an answer's head
+ * at a segment's start is taken as a beginning; see enum sync_state.
+ */
+static __always_inline bool unsynced_begins_answer(struct __sk_buff *skb, struct conn *conn)
+{
+	u8 head[12];
+
+	if (conn->source != SEGMENT || conn->avail < sizeof(head))
+		return false;
+	if (bpf_skb_load_bytes(skb, conn->off, head, sizeof(head)))
+		return false;
+	for (u32 i = 0; i < 7; i++)
+		if (head[i] != h1_version_char(i))
+			return false;
+	return h1_is_digit(head[7]) && head[8] == ' ' && head[9] >= '1' && head[9] <= '5' &&
+	       h1_is_digit(head[10]) && h1_is_digit(head[11]);
+}
+
+/* Takes n bytes of the source as read. */
+static __always_inline void advance(struct conn *conn, struct stream *stream, u32 n)
+{
+	stream->next += n;
+	conn->off += n;
+	conn->avail -= n;
+}
+
+/* True: the bytes at hand have been dealt with. */
+static __always_inline bool unsynced_step(struct __sk_buff *skb, struct conn *conn,
+					  struct stream *stream)
+{
+	bool is_answer = conn->side && stream == answer_stream(conn);
+
+	if (conn->sync == UNSYNCED || (conn->sync == TRACKING && !is_answer)) {
+		if (unsynced_begins_answer(skb, conn)) {
+			set_side(conn, conn->direction == IN ? HTTP_CLIENT : HTTP_SERVER);
+			h1_reset(&conn->stream[0].h1);
+			h1_reset(&conn->stream[1].h1);
+			conn->sync = TRACKING;
+			conn->request_seen = 0;
+			return false;
+		}
+		conn->request_seen = 1;
+		advance(conn, stream, conn->avail);
+		return true;
+	}
+	if (conn->sync == TRACKING && conn->request_seen && stream->h1.state != H1_START &&
+	    unsynced_begins_answer(skb, conn)) {
+		/* the last answer was none, or one to HEAD */
+		h1_reset(&stream->h1);
+		conn->request_seen = 0;
+		return false;
+	}
+	if (conn->sync == TRACKING && stream->h1.state == H1_START)
+		conn->request_seen = 0;
+	if (conn->sync == IDLE && is_answer) {
+		/* an answer that nobody asked for: start again */
+		conn->sync = UNSYNCED;
+		return false;
+	}
+	if (conn->sync == PROVING && !is_answer && conn->depth &&
+	    (stream->h1.state == H1_START || stream->h1.state == H1_WAIT)) {
+		/* bytes between a request and its answer: it may have been none */
+		unsync(conn, conn->unsync_reason);
+		return false;
+	}
+	return false;
+}
+
+/* Fills the window from the source; returns the bytes there. */
+static __always_inline u32 load_window(struct __sk_buff *skb, struct conn *conn,
+				       struct stream *stream)
+{
+	u64 n = conn->avail;
+
+	if (n > H1_WINDOW)
+		n = H1_WINDOW;
+	if (conn->source == KEPT)
+		return kept_load(conn, stream, n);
+	n = bounded(n, H1_WINDOW);
+	if (!n)
+		return 0;
+	return bpf_skb_load_bytes(skb, conn->off, conn->window, n) ? 0 : n;
+}
+
+/* Bytes that are skipped by count. True if the state was one of those. */
+static __always_inline bool skip_step(struct __sk_buff *skb, struct conn *conn,
+				      struct stream *stream)
+{
+	struct h1 *p = &stream->h1;
+	u32 n = conn->avail;
+
+	switch (p->state) {
+	case H1_BODY:
+	case H1_CHUNK:
+		if (n > p->remaining)
+			n = p->remaining;
+		p->remaining -= n;
+		p->body += n;
+		advance(conn, stream, n);
+		if (p->remaining)
+			return true;
+		if (p->state == H1_CHUNK)
+			p->state = H1_CHUNK_END;
+		else if (stream == request_stream(conn))
+			request_end(skb, conn);
+		else
+			answer_end(skb, conn, HTTP_ERROR_NONE);
+		return true;
+	case H1_BODY_CLOSE:
+		p->body += n;
+		advance(conn, stream, n);
+		return true;
+	case H1_OPAQUE:
+		advance(conn, stream, n);
+		return true;
+	}
+	return false;
+}
+
+/* Runs the state machine over the n bytes in the window; enum h1_event. */
+__noinline int window_parse(struct __sk_buff *skb, u32 n)
+{
+	struct conn *conn = skb->sk ? bpf_sk_storage_get(&conns, skb->sk, 0, 0) : NULL;
+
+	if (!conn)
+		return H1_BAD;
+	return h1_parse(&conn->stream[conn->direction & 1].h1, &conn->text, conn->window, n);
+}
+
+#ifdef PODSCOPE_NO_LOOP
+/* Left out: verified without pointers to memory as arguments, it would be too much. */
+static __always_inline u32 short_way(struct conn *conn, u32 n)
+{
+	return 0;
+}
+#else
+/*
+ * The halves of head_scan(), each verified on its own. Pointers to memory as
+ * arguments of global functions since Linux kernel commit e5069b9c23b3 ("bpf:
+ * Support pointers in global func args") (in v5.13).
+ */
+__noinline int short_find(struct conn *conn, u32 n)
+{
+	if (!conn)
+		return 0;
+	head_find(&conn->found, conn->window, n);
+	return 0;
+}
+
+__noinline int short_read(struct conn *conn)
+{
+	if (!conn)
+		return 0;
+	return head_read(&conn->stream[conn->direction & 1].h1, &conn->text, &conn->found,
+			 conn->window);
+}
+
+static __always_inline u32 short_way(struct conn *conn, u32 n)
+{
+	short_find(conn, n);
+	if (!conn->found.end || conn->found.end > n || !short_read(conn))
+		return 0;
+	return conn->found.end;
+}
+#endif
+
+/* A message may begin here: notes the time, and whether its texts are wanted. */
+static __always_inline void message_begin(struct conn *conn, struct stream *stream, bool is_request)
+{
+	struct h1 *p = &stream->h1;
+
+	stream->first_ns = conn->now_ns;
+	if (!is_request)
+		return;
+	if (conn->early_ns) {
+		stream->first_ns = conn->early_ns;
+		conn->early_ns = 0;
+	}
+	p->flags &= ~H1_KEEP_TEXT;
+	if (!log_wants(conn))
+		return;
+	p->flags |= H1_KEEP_TEXT;
+	__builtin_memset(&conn->text, 0, sizeof(conn->text));
+}
+
+/* What the parser came to. */
+static __always_inline void parsed(struct __sk_buff *skb, struct conn *conn, struct stream *stream,
+				   bool is_request, int event)
+{
+	switch (event) {
+	case H1_HEAD:
+		if (!is_request)
+			answer_head(skb, conn);
+		else if (!request_head(skb, conn))
+			conn_bad(skb, conn, stream);
+		break;
+	case H1_END:
+		if (is_request)
+			request_end(skb, conn);
+		else
+			answer_end(skb, conn, HTTP_ERROR_NONE);
+		break;
+	case H1_BAD:
+		conn_bad(skb, conn, stream);
+		break;
+	}
+}
+
+/* Reads one window up to the first event. */
+static __always_inline void parse_step(struct __sk_buff *skb, struct conn *conn,
+				       struct stream *stream)
+{
+	struct h1 *p = &stream->h1;
+	bool is_request = stream == request_stream(conn), was_start = p->state == H1_START;
+	u32 n = load_window(skb, conn, stream), head;
+	int event;
+
+	if (!n) {
+		unsync_lost(conn, HTTP_LOST_HOLE);
+		advance(conn, stream, conn->avail);
+		return;
+	}
+	if (was_start) {
+		message_begin(conn, stream, is_request);
+		head = p->flags & H1_KEEP_TEXT ? 0 : short_way(conn, n);
+		if (head) {
+			advance(conn, stream, head);
+			parsed(skb, conn, stream, is_request, H1_HEAD);
+			return;
+		}
+	}
+	p->at = 0;
+	event = H1_MORE;
+	for (u32 i = 0; i < H1_WINDOW / H1_TURNS && event == H1_MORE && p->at < n; i++)
+		event = window_parse(skb, n);
+	advance(conn, stream, p->at < n ? p->at : n);
+	parsed(skb, conn, stream, is_request, event);
+}
+
+/* Goes on with the packet's bytes that were put aside. */
+static __always_inline bool take_aside(struct conn *conn)
+{
+	u32 old, len = conn->aside_len;
+
+	conn->aside_len = 0;
+	if (!len)
+		return false;
+	old = conn->stream[conn->aside_direction & 1].next - conn->aside_seq;
+	if (old >= len)
+		return false;
+	conn->source = SEGMENT;
+	conn->direction = conn->aside_direction;
+	conn->off = conn->aside_off + old;
+	conn->avail = len - old;
+	return true;
+}
+
+/* Looks for kept bytes that are due, requests first, then for those put aside. */
+static __always_inline bool find_more(struct __sk_buff *skb, struct conn *conn)
+{
+	struct ranges *r;
+
+	conn->source = NOWHERE;
+	r = conn->has_kept && skb->sk ? bpf_sk_storage_get(&kept, skb->sk, 0, 0) : NULL;
+	for (u32 i = 0; r && i < 2; i++) {
+		u32 d = (request_direction(conn) ^ i) & 1;
+
+		if (!conn->stream[d].known || conn->stream[d].h1.state == H1_WAIT)
+			continue;
+		conn->avail = ranges_ready(r, d, conn->stream[d].next);
+		if (!conn->avail)
+			continue;
+		conn->source = KEPT;
+		conn->direction = d;
+		return true;
+	}
+	return take_aside(conn);
+}
+
+/* Has the end of a stream, or of the connection, been reached? */
+static __always_inline void find_end(struct conn *conn)
+{
+	struct stream *answers = answer_stream(conn);
+
+	if (conn->reset) {
+		conn->ending = HTTP_ERROR_RESET;
+	} else if (answers->has_fin && answers->known && answers->fin == answers->next) {
+		conn->ending = HTTP_ERROR_CLOSED;
+		conn->whole = answers->h1.state == H1_BODY_CLOSE;
+	} else if (conn->closed) {
+		conn->ending = HTTP_ERROR_CLOSED;
+	}
+}
+
+/* One step of the work at hand; 1 when there is none left. */
+__noinline int http_step(struct __sk_buff *skb)
+{
+	struct conn *conn = skb->sk ? bpf_sk_storage_get(&conns, skb->sk, 0, 0) : NULL;
+	struct stream *stream;
+
+	if (!conn || conn->over)
+		return 1;
+	if (conn->ending) {
+		if (!ending_step(skb, conn))
+			return 0;
+		conn_forget(skb, conn);
+		return 1;
+	}
+	if (!conn->avail && !find_more(skb, conn)) {
+		find_end(conn);
+		return !conn->ending;
+	}
+	stream = &conn->stream[conn->direction & 1];
+	if (conn->sync != SYNCED && unsynced_step(skb, conn, stream))
+		return 0;
+	if (stream->h1.state == H1_WAIT) {
+		if (conn->source == SEGMENT &&
+		    !keep(skb, conn->direction, stream->next, conn->off, conn->avail))
+			unsync_lost(conn, HTTP_LOST_HOLE);
+		conn->avail = 0;
+		return 0;
+	}
+	if (!skip_step(skb, conn, stream))
+		parse_step(skb, conn, stream);
+	if (conn->sync == IDLE && !conn->avail && stream == request_stream(conn))
+		unsync(conn, conn->unsync_reason); /* a whole head in one segment is the proof */
+	return 0;
+}
+
+LOOP_BODY work_turn(u32 turn, void *state)
+{
+	int done = http_step(*(struct __sk_buff **)state);
+
+	opaque(done); /* else the compiler knows that it is 0 or 1, and the verifier does not */
+	return done ? 1 : 0;
+}
+
+/* Does all the work at hand. */
+__noinline int http_work(struct __sk_buff *skb)
+{
+	struct conn *conn = skb->sk ? bpf_sk_storage_get(&conns, skb->sk, 0, 0) : NULL;
+	struct __sk_buff *state = skb;
+
+	if (!conn)
+		return 0;
+	LOOP(STEPS_MAX, STEPS_MAX / 2, work_turn, &state);
+	put_aside(conn);
+	if (conn->aside_len && !conn->over) {
+		unsync_lost(conn, HTTP_LOST_WORK_BOUND);
+		conn->stream[conn->aside_direction & 1].next = conn->aside_seq + conn->aside_len;
+		conn->aside_len = 0;
+	}
+	return 0;
+}
+
+/*
+ * The segment becomes the work at hand, as far as it is new. Kept for later if
+ * bytes before it are missing.
+ */
+static __always_inline void take_segment(struct __sk_buff *skb, struct conn *conn,
+					 struct segment *s, u32 direction)
+{
+	struct stream *stream = &conn->stream[direction & 1];
+	u32 len = s->len, off = s->off, seq = s->seq;
+
+	conn->avail = 0;
+	conn->aside_len = 0;
+	if (s->flags & TCP_FIN) {
+		stream->fin = seq + len;
+		stream->has_fin = 1;
+	}
+	if (!len)
+		return;
+	if (!stream->known)
+		stream_begin(stream, seq);
+	if (conn->sync == UNSYNCED && seq_before(stream->next, seq))
+		stream->next = seq;
+	if (seq_before(seq, stream->next)) {
+		u32 old = stream->next - seq;
+
+		if (old >= len)
+			return;
+		seq += old;
+		off += old;
+		len -= old;
+	}
+	if (seq != stream->next) {
+		if (!keep(skb, direction, seq, off, len)) {
+			unsync_lost(conn, HTTP_LOST_HOLE);
+			stream->next = seq + len;
+		}
+		return;
+	}
+	conn->source = SEGMENT;
+	conn->direction = direction;
+	conn->off = off;
+	conn->avail = len;
+	if (conn->has_kept)
+		put_aside(conn); /* what came before it goes first */
+}
+
+/*
+ * Lets go of the connection. Whoever came meanwhile has kept its bytes and
+ * counted itself in the lock: their work is done here.
+ */
+static __always_inline void leave(struct __sk_buff *skb, struct conn *conn)
+{
+	u32 mine = 1;
+
+	for (u32 i = 0; i < 32; i++) {
+		u32 held = fetch_add(&conn->lock, -mine);
+
+		if (held == mine)
+			return;
+		mine = held - mine;
+		conn->avail = 0;
+		http_work(skb);
+	}
+	conn->over = 1;
+	lose(HTTP_LOST_WORK_BOUND, 1);
+}
+
+/* The connection is in use elsewhere: leave the bytes there. True: it is ours now. */
+static __always_inline bool enter_later(struct __sk_buff *skb, struct conn *conn, struct segment *s,
+					u32 direction)
+{
+	struct stream *stream = &conn->stream[direction & 1];
+
+	if (s->flags & TCP_FIN) {
+		stream->fin = s->seq + s->len;
+		stream->has_fin = 1;
+	}
+	if (s->len && !keep(skb, direction, s->seq, s->off, s->len))
+		lose(HTTP_LOST_HOLE, 1);
+	return fetch_add(&conn->lock, 1) == 0;
+}
+
+static __always_inline int on_segment(struct __sk_buff *skb, u32 direction)
+{
+	struct bpf_sock *sk = skb->sk;
+	struct segment s = {};
+	struct conn *conn;
+
+	if (!sk || !segment_parse(skb, &s))
+		return PASS;
+	conn = bpf_sk_storage_get(&conns, sk, 0, 0);
+	if (!conn) {
+		if (!s.len || !conn_open(skb, direction))
+			return PASS;
+		conn = bpf_sk_storage_get(&conns, sk, 0, 0);
+		if (!conn)
+			return PASS;
+	}
+	if (conn->over)
+		return PASS;
+	if (s.flags & TCP_RST)
+		conn->reset = 1;
+	if (*(volatile u32 *)&conn->lock.value || fetch_add(&conn->lock, 1)) {
+		if (!enter_later(skb, conn, &s, direction))
+			return PASS;
+		conn->avail = 0;
+	} else {
+		take_segment(skb, conn, &s, direction);
+	}
+	conn->now_ns = bpf_ktime_get_ns();
+	http_work(skb);
+	leave(skb, conn);
+	return PASS;
+}
+
+/*
+ * One program for both directions: loaded, and verified, once. A packet that
+ * came in has an ingress interface, one that this host makes has none.
+ */
+SEC("cgroup/skb")
+int http_segment(struct __sk_buff *skb)
+{
+	return on_segment(skb, skb->ingress_ifindex ? IN : OUT);
+}
+
+/* Handshakes: which end this is, and the first sequence numbers. */
+SEC("sockops")
+int http_handshake(struct bpf_sock_ops *ops)
+{
+	struct socket_note *note;
+
+	if (!ops->sk)
+		return 1;
+	switch (ops->op) {
+	case BPF_SOCK_OPS_TCP_CONNECT_CB:
+		note = bpf_sk_storage_get(&notes, ops->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+		if (note)
+			note->flags = SOCKET_CONNECTING;
+		break;
+	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
+	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
+		note = bpf_sk_storage_get(&notes, ops->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+		if (!note)
+			break;
+		note->next[IN] = ops->rcv_nxt;
+		note->next[OUT] = ops->snd_nxt;
+		note->flags = SOCKET_OPENED | (note->flags & SOCKET_EARLY);
+		if (ops->op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB)
+			note->flags |= SOCKET_SERVER;
+		break;
+	}
+	return 1;
+}
+
+/* Every new socket: who opens it. */
+SEC("cgroup/sock_create")
+int http_socket(struct bpf_sock *sk)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+	struct socket_note *note;
+
+	if (sk->type != 1) /* SOCK_STREAM */
+		return 1;
+	note = bpf_sk_storage_get(&notes, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (note)
+		note->pid = owner_note_process(task, 0);
+	return 1;
+}
+
+#ifndef PODSCOPE_NO_LOOP
+/*
+ * Sockets that are there already: the first process that has one open is its
+ * owner. bpf_sock_from_file() since Linux kernel commit 4f19cab76136 ("bpf: Add a
+ * bpf_sock_from_file helper") (in v5.11), so older than what this object needs.
+ */
+SEC("iter/task_file")
+int http_open_sockets(struct bpf_iter__task_file *ctx)
+{
+	struct task_struct *task = ctx->task;
+	struct file *file = ctx->file;
+	struct socket_note *note;
+	struct socket *socket;
+
+	if (!task || !file)
+		return 0;
+	socket = bpf_sock_from_file(file);
+	if (!socket || socket->type != 1)
+		return 0;
+	note = bpf_sk_storage_get(&notes, socket->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (note && !note->pid)
+		note->pid = owner_note_process(task, 0);
+	return 0;
+}
+#endif

@@ -1,0 +1,179 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* What is kept with a socket that speaks HTTP/1.x, and the settings. */
+#ifndef __PODSCOPE_CONN_H
+#define __PODSCOPE_CONN_H
+
+#include "common/atomics.h"
+#include "common/owner.h"
+#include "http/head.h"
+
+enum direction {
+	IN = 0,
+	OUT = 1,
+};
+
+/* How far the boundaries of messages are known. */
+enum sync_state {
+	SYNCED = 0,
+	UNSYNCED, /* waiting for an answer's head at a segment's start */
+	TRACKING, /* following answers, requests unknown */
+	IDLE,     /* an answer has ended and no request byte came since it began */
+	PROVING,  /* the next request is parsed; an answer's head right after proves it */
+};
+
+/* Where the bytes being parsed are. */
+enum source {
+	NOWHERE = 0,
+	SEGMENT, /* in the packet */
+	KEPT,    /* in the blocks kept for later */
+};
+
+/* One request on its way to an answer. */
+struct exchange {
+	u64 start_ns;
+	u64 request_bytes;
+	u64 route;
+	u32 number; /* on this connection */
+	u8 method;
+	u8 version;
+	u8 flags; /* enum exchange_flag */
+	u8 pad;
+};
+
+enum exchange_flag {
+	EXCHANGE_WHOLE = 1,  /* the request has arrived whole */
+	EXCHANGE_LOGGED = 2, /* its head's text is kept for the log */
+	EXCHANGE_BAD = 4,    /* malformed: its answer is not counted */
+};
+
+#define QUEUE_MAX 128 /* requests in flight behind the oldest; a power of two */
+
+struct queue {
+	struct exchange slot[QUEUE_MAX];
+};
+
+struct stream {
+	u32 next; /* sequence number of the next byte in order */
+	u32 fin;  /* sequence number of the FIN */
+	u8 known; /* next holds */
+	u8 has_fin;
+	u8 pad[6];
+	u64 first_ns; /* of the message being read */
+	struct h1 h1;
+};
+
+struct conn {
+	struct counter_word lock;
+	/* the connection */
+	u64 cookie;
+	u64 kept_id;  /* name of its kept bytes */
+	u64 early_ns; /* when those came that completed the handshake */
+	u64 cgroup_id;
+	u8 peer[16];
+	u8 local[16];
+	u32 pid;
+	u16 peer_port;
+	u16 local_port;
+	u8 side; /* enum http_side; decides which stream has the requests */
+	u8 peer_class;
+	u8 sync;          /* enum sync_state */
+	u8 unsync_reason; /* enum http_lost */
+	u8 request_seen;  /* while tracking: request bytes since the answer began */
+	u8 answered;      /* the oldest request has its answer, but has not ended */
+	u8 tunnel;
+	u8 over; /* nothing more to count */
+	/* written without the lock, by whoever sees it */
+	volatile u8 reset;
+	volatile u8 closed;
+	volatile u8 has_kept;
+	u8 ending; /* enum http_error: the queue is being emptied */
+	u8 whole;  /* the end was that of an answer which lasts until the close */
+	/* the run at work */
+	u8 source;
+	u8 direction;
+	u8 pad;
+	u32 off;   /* SEGMENT: in the packet */
+	u32 avail; /* bytes left of this source */
+	u64 now_ns;
+	/* the packet's bytes, put aside while kept ones that come first are read */
+	u32 aside_seq;
+	u32 aside_off;
+	u32 aside_len;
+	u32 aside_direction;
+	/* requests in flight */
+	struct exchange oldest;
+	u32 depth;    /* the oldest, and those in the queue */
+	u32 head;     /* of the queue */
+	u32 overflow; /* requests after the queue was full */
+	u32 number;
+	/* the answer to the oldest; it waits here if it came before the request's end */
+	u64 answer_end_ns;
+	u64 answer_first_ns;
+	u64 answer_bytes;
+	u16 answer_status;
+	/* series of the last exchange */
+	u16 cached_status;
+	u8 cached_method;
+	u8 cached_version;
+	u8 cached_error;
+	u8 pad3;
+	u32 cached_slot;
+	u32 cached_epoch;
+	u64 cached_route;
+	/* route of the last path */
+	u64 raw_path;
+	u64 raw_route;
+	struct stream stream[2];
+	struct head found;
+	u8 window[H1_WINDOW + HEAD_SLACK];
+	struct h1_text text;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct conn);
+} conns SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct queue);
+} queues SEC(".maps");
+
+/* Settings that may change while the programs run. */
+enum log_flag {
+	LOG_ON = 1,
+	LOG_ALL = 2,    /* every exchange that passes the filters, or 1 in log_one_in */
+	LOG_ERRORS = 4, /* those that failed */
+	LOG_SLOW = 8,   /* those that took log_slower_ns or more */
+};
+
+u32 log_flags;
+u32 log_one_in;
+u64 log_slower_ns;
+u32 epoch;           /* changes when a series is taken away */
+u32 interval_parity; /* which of max_ns[2] is written */
+u32 series_created;
+u64 lost[16];   /* by enum http_lost */
+u64 overflowed; /* exchanges under _OTHER */
+
+/* Settings fixed at load. */
+const volatile u8 with_routes = 1;
+const volatile u8 with_peers = 0;
+const volatile u32 stripes = 1; /* copies of each counter: a power of two */
+const volatile u32 routes_per_workload = 200;
+
+static __always_inline void lose(u32 reason, u32 n)
+{
+	__sync_fetch_and_add(&lost[reason & 15], n);
+}
+
+static __always_inline u8 request_direction(struct conn *conn)
+{
+	return conn->side == HTTP_SERVER ? IN : OUT;
+}
+
+#endif

@@ -1,0 +1,478 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Requests and their answers: the queue of one connection, and what is counted. */
+#ifndef __PODSCOPE_EXCHANGE_H
+#define __PODSCOPE_EXCHANGE_H
+
+#include "http/kept.h"
+#include "http/log.h"
+#include "http/route.h"
+#include "http/series.h"
+
+static __always_inline struct stream *request_stream(struct conn *conn)
+{
+	return &conn->stream[request_direction(conn) & 1];
+}
+
+static __always_inline struct stream *answer_stream(struct conn *conn)
+{
+	return &conn->stream[(request_direction(conn) ^ 1) & 1];
+}
+
+/* Sends one exchange up to the log, if it is asked for. */
+static __always_inline void exchange_log(struct conn *conn, struct exchange *e, u64 ns, u64 ttfb_ns,
+					 u64 bytes, u16 status, u8 error)
+{
+	struct detail_key key = { .cookie = conn->cookie, .number = e->number };
+	struct h1_text *text;
+	struct http_request *r;
+
+	if (!log_takes(conn, ns, status, error))
+		goto out;
+	r = bpf_ringbuf_reserve(&request_ring, sizeof(*r), 0);
+	if (!r) {
+		lose(HTTP_LOST_RING_FULL, 1);
+		goto out;
+	}
+	__builtin_memset(r, 0, sizeof(*r));
+	r->time_ns = e->start_ns;
+	r->duration_ns = ns;
+	r->ttfb_ns = ttfb_ns;
+	r->request_bytes = e->request_bytes;
+	r->response_bytes = bytes;
+	r->cgroup_id = conn->cgroup_id;
+	r->route = e->route;
+	__builtin_memcpy(r->local, conn->local, sizeof(r->local));
+	__builtin_memcpy(r->peer, conn->peer, sizeof(r->peer));
+	r->local_port = conn->local_port;
+	r->peer_port = conn->peer_port;
+	r->pid = conn->pid;
+	r->status = status;
+	r->side = conn->side;
+	r->method = e->method;
+	r->version = e->version;
+	r->error = error;
+	r->peer_class = conn->peer_class;
+	text = bpf_map_lookup_elem(&details, &key);
+	if (text)
+		log_texts(r, text);
+	else
+		lose(HTTP_LOST_DETAILS_FULL, 1);
+	bpf_ringbuf_submit(r, NO_WAKEUP);
+out:
+	bpf_map_delete_elem(&details, &key);
+}
+
+static __always_inline bool cache_fits(struct conn *conn, struct exchange *e, u16 status, u8 error)
+{
+	return conn->cached_slot && conn->cached_epoch == epoch && conn->cached_route == e->route &&
+	       conn->cached_status == status && conn->cached_method == e->method &&
+	       conn->cached_version == e->version && conn->cached_error == error;
+}
+
+/* The owner of a socket that was there before the start is found a little later. */
+static __always_inline void find_owner(struct __sk_buff *skb, struct conn *conn)
+{
+	struct socket_note *note = skb->sk ? bpf_sk_storage_get(&notes, skb->sk, 0, 0) : NULL;
+
+	if (note)
+		conn->pid = note->pid;
+}
+
+static __always_inline u32 exchange_slot(struct conn *conn, struct exchange *e, u16 status,
+					 u8 error)
+{
+	struct http_series_key key = {
+		.cgroup_id = conn->cgroup_id,
+		.route = e->route,
+		.pid = conn->pid,
+		.port = server_port(conn),
+		.status = status,
+		.side = conn->side,
+		.method = e->method,
+		.version = e->version,
+		.error = error,
+		.peer_class = conn->peer_class,
+	};
+	u32 slot;
+
+	if (cache_fits(conn, e, status, error))
+		return conn->cached_slot;
+	if (with_peers)
+		__builtin_memcpy(key.peer, conn->peer, sizeof(key.peer));
+	slot = series_slot(&key);
+	/* an exchange under _OTHER looks again: a slot may be free by then */
+	conn->cached_slot = slot > 2 ? slot : 0;
+	conn->cached_epoch = epoch;
+	conn->cached_route = e->route;
+	conn->cached_status = status;
+	conn->cached_method = e->method;
+	conn->cached_version = e->version;
+	conn->cached_error = error;
+	return slot;
+}
+
+/* Counts the oldest exchange with the answer noted in conn. All times are on one clock. */
+__noinline int exchange_count(struct __sk_buff *skb, u32 status, u32 error)
+{
+	struct conn *conn = skb->sk ? bpf_sk_storage_get(&conns, skb->sk, 0, 0) : NULL;
+	struct exchange *e;
+	u64 ns, ttfb_ns;
+
+	if (!conn)
+		return 0;
+	e = &conn->oldest;
+	if (e->flags & EXCHANGE_BAD)
+		return 0;
+	if (!conn->pid)
+		find_owner(skb, conn);
+	ns = conn->answer_end_ns > e->start_ns ? conn->answer_end_ns - e->start_ns : 0;
+	ttfb_ns = conn->answer_first_ns > e->start_ns ? conn->answer_first_ns - e->start_ns : 0;
+	series_add(exchange_slot(conn, e, status, error), ns, ttfb_ns, e->request_bytes,
+		   conn->answer_bytes);
+	if (e->flags & EXCHANGE_LOGGED)
+		exchange_log(conn, e, ns, ttfb_ns, conn->answer_bytes, status, error);
+	return 0;
+}
+
+/* The oldest request leaves; the next one takes its place. */
+static __always_inline void queue_pop(struct __sk_buff *skb, struct conn *conn)
+{
+	struct queue *q;
+
+	if (!conn->depth) {
+		if (conn->overflow)
+			conn->overflow--;
+		return;
+	}
+	conn->depth--;
+	if (!conn->depth)
+		return;
+	q = skb->sk ? bpf_sk_storage_get(&queues, skb->sk, 0, 0) : NULL;
+	if (!q)
+		return;
+	conn->oldest = q->slot[conn->head & (QUEUE_MAX - 1)];
+	conn->head++;
+}
+
+/* The request that is still arriving, or arrived last. */
+static __always_inline struct exchange *queue_newest(struct __sk_buff *skb, struct conn *conn)
+{
+	struct queue *q;
+
+	if (conn->depth <= 1)
+		return conn->depth ? &conn->oldest : NULL;
+	q = skb->sk ? bpf_sk_storage_get(&queues, skb->sk, 0, 0) : NULL;
+	return q ? &q->slot[(conn->head + conn->depth - 2) & (QUEUE_MAX - 1)] : NULL;
+}
+
+static __always_inline bool queue_push(struct __sk_buff *skb, struct conn *conn, struct exchange *e)
+{
+	struct queue *q;
+
+	if (conn->overflow || conn->depth > QUEUE_MAX)
+		return false;
+	if (!conn->depth) {
+		conn->oldest = *e;
+		conn->depth = 1;
+		return true;
+	}
+	q = skb->sk ? bpf_sk_storage_get(&queues, skb->sk, 0, BPF_SK_STORAGE_GET_F_CREATE) : NULL;
+	if (!q)
+		return false;
+	q->slot[(conn->head + conn->depth - 1) & (QUEUE_MAX - 1)] = *e;
+	conn->depth++;
+	return true;
+}
+
+/* Boundaries are no longer known: nothing is counted until they are proved again. */
+static __always_inline void unsync(struct conn *conn, u8 reason)
+{
+	conn->sync = UNSYNCED;
+	conn->unsync_reason = reason;
+	conn->depth = 0;
+	conn->overflow = 0;
+	conn->answered = 0;
+	conn->request_seen = 1;
+	h1_reset(&conn->stream[0].h1);
+	h1_reset(&conn->stream[1].h1);
+}
+
+/* Unsynced by a loss that is counted now, with the requests that were in flight. */
+static __always_inline void unsync_lost(struct conn *conn, u8 reason)
+{
+	lose(reason, conn->depth + conn->overflow ? conn->depth + conn->overflow : 1);
+	unsync(conn, reason);
+}
+
+static __always_inline void early_answer_count(struct __sk_buff *skb, struct conn *conn)
+{
+	conn->answered = 0;
+	exchange_count(skb, conn->answer_status, HTTP_ERROR_NONE);
+	queue_pop(skb, conn);
+}
+
+/* A request has arrived whole. */
+static __always_inline void request_end(struct __sk_buff *skb, struct conn *conn)
+{
+	struct stream *stream = request_stream(conn);
+	struct exchange *e = queue_newest(skb, conn);
+	bool waits = (stream->h1.flags & H1_HAS_UPGRADE) || stream->h1.method == HTTP_CONNECT;
+	u64 bytes = stream->h1.body;
+
+	h1_reset(&stream->h1);
+	if (conn->overflow)
+		return;
+	if (!e)
+		return;
+	e->request_bytes = bytes;
+	e->flags |= EXCHANGE_WHOLE;
+	if (conn->answered)
+		early_answer_count(skb, conn);
+	else if (waits)
+		stream->h1.state = H1_WAIT;
+}
+
+/* Some bytes of the route; verified on its own. */
+__noinline int route_part(struct __sk_buff *skb, u32 len)
+{
+	struct conn *conn = skb->sk ? bpf_sk_storage_get(&conns, skb->sk, 0, 0) : NULL;
+
+	struct route_run run = { .len = len };
+
+	if (!conn)
+		return 0;
+	run.s = (struct route_scan *)conn->window;
+	run.t = &conn->text;
+	LOOP(HTTP_PATH_MAX, ROUTE_TURNS, route_turn, &run);
+	return 0;
+}
+
+/* Finds the route of the target just read; most often it is that of the one before. */
+__noinline int request_route(struct __sk_buff *skb)
+{
+	struct conn *conn = skb->sk ? bpf_sk_storage_get(&conns, skb->sk, 0, 0) : NULL;
+	struct route_scan *scan;
+	u32 len;
+	u64 raw;
+
+	if (!conn)
+		return 0;
+	len = conn->text.path_len;
+	if (len > HTTP_PATH_MAX)
+		len = HTTP_PATH_MAX;
+	raw = route_raw_hash(&conn->text, len);
+	if (raw == conn->raw_path && conn->raw_route)
+		return 0;
+	scan = (struct route_scan *)conn->window; /* free between two parses */
+	route_begin(scan, &conn->text);
+	for (u32 i = 0; i < HTTP_PATH_MAX / ROUTE_TURNS && scan->at < len && !scan->done; i++)
+		route_part(skb, len);
+	route_end(scan);
+	conn->raw_route = route_publish(conn, scan);
+	conn->raw_path = conn->raw_route == ROUTE_OTHER ? 0 : raw;
+	return 0;
+}
+
+/* A request's head has ended. False: its framing is broken. */
+static __always_inline bool request_head(struct __sk_buff *skb, struct conn *conn)
+{
+	struct stream *stream = request_stream(conn);
+	struct h1 *p = &stream->h1;
+	struct exchange e = {
+		.start_ns = stream->first_ns,
+		.number = conn->number++,
+		.method = p->method,
+		.version = p->version,
+	};
+
+	if (conn->sync == IDLE)
+		conn->sync = PROVING;
+	if ((p->flags & H1_OTHER_CODING) && p->method != HTTP_CONNECT)
+		return false;
+	if (with_routes && p->method != HTTP_CONNECT) {
+		request_route(skb);
+		e.route = conn->raw_route;
+	}
+	e.flags = log_keep(skb, conn, e.number);
+	if (!queue_push(skb, conn, &e)) {
+		lose(HTTP_LOST_QUEUE_FULL, 1);
+		conn->overflow++;
+		if (p->method == HTTP_HEAD || p->method == HTTP_CONNECT) {
+			/* the answer's framing hangs on a method that is not kept */
+			unsync_lost(conn, HTTP_LOST_QUEUE_FULL);
+			return true;
+		}
+	}
+	if (p->method == HTTP_CONNECT) {
+		request_end(skb, conn);
+	} else if (p->flags & H1_CHUNKED) {
+		p->state = H1_CHUNK_SIZE;
+		p->flags &= ~H1_DIGITS;
+		p->number = 0;
+	} else if ((p->flags & H1_HAS_LENGTH) && p->length) {
+		p->state = H1_BODY;
+		p->remaining = p->length;
+	} else {
+		request_end(skb, conn);
+	}
+	return true;
+}
+
+/* An answer has ended, whole or (with an error) not. */
+static __always_inline void answer_end(struct __sk_buff *skb, struct conn *conn, u8 error)
+{
+	struct stream *stream = answer_stream(conn);
+	struct h1 *p = &stream->h1;
+	u64 bytes = p->body;
+	u16 status = p->status;
+
+	h1_reset(p);
+	if (conn->sync == TRACKING) {
+		if (!conn->request_seen) {
+			conn->sync = IDLE;
+			h1_reset(&request_stream(conn)->h1);
+		}
+		return;
+	}
+	if (!conn->depth) {
+		queue_pop(skb, conn);
+		return;
+	}
+	conn->answer_end_ns = conn->now_ns;
+	conn->answer_first_ns = stream->first_ns;
+	conn->answer_bytes = bytes;
+	if (!(conn->oldest.flags & EXCHANGE_WHOLE) && !error) {
+		conn->answered = 1;
+		conn->answer_status = status;
+		return;
+	}
+	if (!(conn->oldest.flags & EXCHANGE_WHOLE))
+		conn->oldest.request_bytes = request_stream(conn)->h1.body;
+	exchange_count(skb, status, error);
+	queue_pop(skb, conn);
+}
+
+/* CONNECT was granted, or the protocol was switched: both streams are opaque now. */
+static __always_inline void tunnel_begin(struct __sk_buff *skb, struct conn *conn)
+{
+	answer_end(skb, conn, HTTP_ERROR_NONE);
+	conn->stream[0].h1.state = H1_OPAQUE;
+	conn->stream[1].h1.state = H1_OPAQUE;
+	conn->tunnel = 1;
+}
+
+/* Puts the packet's bytes aside: others come first. */
+static __always_inline void put_aside(struct conn *conn)
+{
+	if (conn->source == SEGMENT && conn->avail) {
+		conn->aside_seq = conn->stream[conn->direction & 1].next;
+		conn->aside_off = conn->off;
+		conn->aside_len = conn->avail;
+		conn->aside_direction = conn->direction;
+	}
+	conn->avail = 0;
+}
+
+/*
+ * The request stream may go on: the answer was no switch of protocols. What
+ * was kept of it meanwhile is read before the answers that follow.
+ */
+static __always_inline void request_resume(struct conn *conn)
+{
+	struct h1 *p = &request_stream(conn)->h1;
+
+	if (p->state != H1_WAIT || conn->depth > 1)
+		return;
+	h1_reset(p);
+	if (conn->has_kept)
+		put_aside(conn);
+}
+
+/* Method of the request that this answer belongs to. */
+static __always_inline u8 answered_method(struct conn *conn)
+{
+	if (conn->sync == TRACKING)
+		return HTTP_GET;
+	return conn->depth ? conn->oldest.method : HTTP_GET;
+}
+
+/* An answer's head has ended (RFC 9112 6.3). */
+static __always_inline void answer_head(struct __sk_buff *skb, struct conn *conn)
+{
+	struct h1 *p = &answer_stream(conn)->h1;
+	u8 method = answered_method(conn);
+
+	if (p->status < 200 && p->status != 101) {
+		h1_reset(p);
+		return;
+	}
+	if (conn->sync == PROVING) {
+		if (!(conn->oldest.flags & EXCHANGE_WHOLE)) {
+			lose(conn->unsync_reason, 1);
+			unsync(conn, conn->unsync_reason);
+			return;
+		}
+		conn->sync = SYNCED;
+	}
+	if (conn->sync == TRACKING)
+		lose(conn->unsync_reason, 1);
+	else if (!conn->depth && !conn->overflow)
+		lose(HTTP_LOST_UNREQUESTED, 1);
+	if (p->status == 101 || (method == HTTP_CONNECT && p->status < 300)) {
+		tunnel_begin(skb, conn);
+		return;
+	}
+	request_resume(conn);
+	if (method == HTTP_HEAD || p->status == 204 || p->status == 304) {
+		answer_end(skb, conn, HTTP_ERROR_NONE);
+	} else if (p->flags & H1_CHUNKED) {
+		p->state = H1_CHUNK_SIZE;
+		p->flags &= ~H1_DIGITS;
+		p->number = 0;
+	} else if (p->flags & H1_OTHER_CODING) {
+		p->state = H1_BODY_CLOSE;
+	} else if (!(p->flags & H1_HAS_LENGTH)) {
+		p->state = H1_BODY_CLOSE;
+	} else if (p->length) {
+		p->state = H1_BODY;
+		p->remaining = p->length;
+	} else {
+		answer_end(skb, conn, HTTP_ERROR_NONE);
+	}
+}
+
+/* Is an answer's head behind us and its body not yet whole? */
+static __always_inline bool answer_is_open(struct h1 *p)
+{
+	return p->status && p->state >= H1_CHUNK_SIZE && p->state <= H1_BODY_CLOSE;
+}
+
+/* One step of emptying the queue when the connection ends. True: all done. */
+static __always_inline bool ending_step(struct __sk_buff *skb, struct conn *conn)
+{
+	struct h1 *p = &answer_stream(conn)->h1;
+
+	if (conn->sync != SYNCED)
+		return true;
+	if (conn->answered) {
+		conn->oldest.request_bytes = request_stream(conn)->h1.body;
+		early_answer_count(skb, conn);
+		return false;
+	}
+	if (answer_is_open(p)) {
+		answer_end(skb, conn, conn->whole ? HTTP_ERROR_NONE : conn->ending);
+		return false;
+	}
+	if (!conn->depth)
+		return true;
+	p->status = 0;
+	conn->answer_end_ns = conn->now_ns;
+	conn->answer_first_ns = 0;
+	conn->answer_bytes = 0;
+	if (conn->oldest.flags & EXCHANGE_WHOLE)
+		exchange_count(skb, 0, conn->ending);
+	queue_pop(skb, conn);
+	return false;
+}
+
+#endif

@@ -1,0 +1,244 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* The request log: chosen in the kernel, sent up one record an exchange. */
+#ifndef __PODSCOPE_LOG_H
+#define __PODSCOPE_LOG_H
+
+#include "common/loop.h"
+#include "http/conn.h"
+
+#define NO_WAKEUP BPF_RB_NO_WAKEUP
+
+struct detail_key {
+	u64 cookie;
+	u64 number;
+};
+
+/* The texts of requests in flight that may be logged. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 8192);
+	__type(key, struct detail_key);
+	__type(value, struct h1_text);
+} details SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 4 << 20);
+} request_ring SEC(".maps");
+
+u32 log_sides;        /* bits by enum http_side; 0: all */
+u32 log_sampled;      /* requests seen, to take one in log_one_in */
+u32 log_status_first; /* 0 and 0: all */
+u32 log_status_last;
+u32 log_port_first; /* 0 and 0: all */
+u32 log_port_last;
+u32 log_path_len; /* 0: all; else a glob of '*' and '?' over the path */
+char log_path[64];
+
+struct glob {
+	u32 text, pattern;   /* positions */
+	u32 star, star_text; /* behind the last '*', and where it was tried */
+	u32 len;
+	u32 verdict;
+};
+
+static __always_inline u8 glob_pattern(u32 at)
+{
+	return at < 64 ? log_path[at & 63] : 0;
+}
+
+struct glob_run {
+	struct glob *g;
+	struct h1_text *t;
+	u32 decided;
+};
+
+/* One step of a match that goes back to the last '*'; true when decided. */
+static __always_inline bool glob_step(struct glob *g, struct h1_text *t)
+{
+	u32 text = g->text, pattern = g->pattern;
+	u8 p = pattern < log_path_len ? glob_pattern(pattern) : 0;
+
+	if (text >= g->len || text >= HTTP_PATH_MAX) {
+		if (p == '*') {
+			g->pattern = pattern + 1;
+			return false;
+		}
+		g->verdict = pattern >= log_path_len;
+		return true;
+	}
+	if (p == '*') {
+		g->star = pattern + 1;
+		g->star_text = text;
+		g->pattern = pattern + 1;
+		return false;
+	}
+	if (p && (p == '?' || p == t->path[text])) {
+		g->text = text + 1;
+		g->pattern = pattern + 1;
+		return false;
+	}
+	if (!g->star) {
+		g->verdict = 0;
+		return true;
+	}
+	g->pattern = g->star;
+	g->star_text++;
+	g->text = g->star_text;
+	return false;
+}
+
+LOOP_BODY glob_turn(u32 turn, void *state)
+{
+	struct glob_run *run = state;
+
+	run->decided = glob_step(run->g, run->t);
+	return run->decided;
+}
+
+/* Length of the path: up to the query. */
+static __always_inline u32 log_path_length(struct h1_text *t)
+{
+	u32 len = t->path_len;
+
+	if (len > HTTP_PATH_MAX)
+		len = HTTP_PATH_MAX;
+	for (u32 i = 0; i < HTTP_PATH_MAX; i++) {
+		forget();
+		if (i >= len || t->path[i] == '?')
+			return i;
+	}
+	return len;
+}
+
+#define GLOB_STEPS 512
+
+/* Does the path match? Where that takes too long to say, yes: user space looks again. */
+__noinline int log_path_matches(struct __sk_buff *skb)
+{
+	struct conn *conn = skb->sk ? bpf_sk_storage_get(&conns, skb->sk, 0, 0) : NULL;
+	struct glob_run run = {};
+	struct glob *g;
+
+	if (!conn)
+		return 0;
+	g = (struct glob *)conn->window; /* free between two parses */
+	__builtin_memset(g, 0, sizeof(*g));
+	g->len = log_path_length(&conn->text);
+	run.g = g;
+	run.t = &conn->text;
+	LOOP(GLOB_STEPS, GLOB_STEPS / 4, glob_turn, &run);
+	return run.decided ? g->verdict : 1;
+}
+
+static __always_inline u16 server_port(struct conn *conn)
+{
+	return conn->side == HTTP_SERVER ? conn->local_port : conn->peer_port;
+}
+
+/* Before a request's head is read: may it be logged, so that its texts are wanted? */
+static __always_inline bool log_wants(struct conn *conn)
+{
+	u32 port = server_port(conn);
+
+	if (!(log_flags & LOG_ON))
+		return false;
+	if (log_sides && !(log_sides & (1 << (conn->side & 3))))
+		return false;
+	if (log_port_last && (port < log_port_first || port > log_port_last))
+		return false;
+	if (log_one_in > 1) {
+#ifdef PODSCOPE_NO_ATOMICS
+		return log_sampled++ % log_one_in == 0;
+#else
+		return __sync_fetch_and_add(&log_sampled, 1) % log_one_in == 0;
+#endif
+	}
+	return true;
+}
+
+/* After the head: keeps its texts until the answer, if the path is wanted. */
+static __always_inline u8 log_keep(struct __sk_buff *skb, struct conn *conn, u32 number)
+{
+	struct detail_key key = { .cookie = conn->cookie, .number = number };
+
+	if (!(conn->stream[request_direction(conn) & 1].h1.flags & H1_KEEP_TEXT))
+		return 0;
+	if (log_path_len && !log_path_matches(skb))
+		return 0;
+	bpf_map_update_elem(&details, &key, &conn->text, BPF_ANY);
+	return EXCHANGE_LOGGED;
+}
+
+static __always_inline bool log_is_error(struct conn *conn, u16 status, u8 error)
+{
+	return error || status >= 500 || (conn->side == HTTP_CLIENT && status >= 400);
+}
+
+/* At the end: is this one asked for? */
+static __always_inline bool log_takes(struct conn *conn, u64 ns, u16 status, u8 error)
+{
+	u32 flags = log_flags;
+
+	if (log_status_last && (status < log_status_first || status > log_status_last))
+		return false;
+	if (flags & LOG_ALL)
+		return true;
+	if ((flags & LOG_ERRORS) && log_is_error(conn, status, error))
+		return true;
+	return (flags & LOG_SLOW) && ns >= log_slower_ns;
+}
+
+/* The value of a lower-case hexadecimal digit (W3C Trace Context 2.2), or 16. */
+static __always_inline u8 trace_digit(u8 c)
+{
+	if (c >= '0' && c <= '9')
+		return c - '0';
+	return c >= 'a' && c <= 'f' ? c - 'a' + 10 : 16;
+}
+
+static __always_inline bool trace_bytes(struct h1_text *t, u32 at, u8 *out, u32 n)
+{
+	u8 bad = 0;
+
+	for (u32 i = 0; i < 16; i++) {
+		u8 high, low;
+
+		if (i >= n)
+			break;
+		high = trace_digit(t->trace[(at + 2 * i) & 63]);
+		low = trace_digit(t->trace[(at + 2 * i + 1) & 63]);
+		bad |= (high | low) & 16;
+		out[i] = high << 4 | (low & 15);
+	}
+	return !bad;
+}
+
+/* traceparent: 00-<trace id>-<span id>-<flags>; anything else is left out. */
+static __always_inline void log_trace(struct http_request *r, struct h1_text *t)
+{
+	if (t->trace_len != H1_TRACE_MAX || t->trace[2] != '-' || t->trace[35] != '-' ||
+	    t->trace[52] != '-')
+		return;
+	if (trace_bytes(t, 3, r->trace_id, 16) && trace_bytes(t, 36, r->span_id, 8) &&
+	    trace_bytes(t, 53, &r->trace_flags, 1))
+		return;
+	__builtin_memset(r->trace_id, 0, sizeof(r->trace_id));
+	__builtin_memset(r->span_id, 0, sizeof(r->span_id));
+	r->trace_flags = 0;
+}
+
+static __always_inline void log_texts(struct http_request *r, struct h1_text *t)
+{
+	r->path_len = t->path_len;
+	r->host_len = t->host_len;
+	r->agent_len = t->agent_len;
+	r->method_len = t->method_len;
+	__builtin_memcpy(r->method_text, t->method, sizeof(r->method_text));
+	__builtin_memcpy(r->path, t->path, sizeof(r->path));
+	__builtin_memcpy(r->host, t->host, sizeof(r->host));
+	__builtin_memcpy(r->agent, t->agent, sizeof(r->agent));
+	log_trace(r, t);
+}
+
+#endif

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who a socket belongs to on one host: container, systemd unit, or process."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from podscope.batch import Identity
+
+CONTAINER = re.compile(r"(?:^|[-/:])([0-9a-f]{64})(?:\.scope)?(?:/|$)")
+UNIT = re.compile(r"/([^/]+\.service)(?:/|$)")
+MAX_KNOWN = 20_000
+
+
+class HostIdentities:
+    """Resolves (cgroup id, process id) pairs; what was resolved once is remembered.
+
+    Args:
+        root: mount point of cgroup v2.
+        executable: base name of a process's executable, as the kernel saw it.
+    """
+
+    def __init__(self, root: str, executable: Callable[[int], str]) -> None:
+        self._root = root
+        self._executable = executable
+        self._paths: dict[int, str] = {}
+        self._known: dict[tuple[int, int], Identity] = {}
+
+    def resolve(
+        self, cgroup_ids: npt.NDArray[np.uint64], pids: npt.NDArray[np.uint32]
+    ) -> tuple[npt.NDArray[np.uint32], tuple[Identity, ...]]:
+        """Identities of rows, each once.
+
+        Returns:
+            For each row the position of its identity, shape (n,), and the identities.
+        """
+        index = np.zeros(len(pids), np.uint32)
+        places: dict[tuple[int, int], int] = {}
+        for row, key in enumerate(zip(cgroup_ids.tolist(), pids.tolist(), strict=True)):
+            index[row] = places.setdefault(key, len(places))
+        return index, tuple(self.identity(*key) for key in places)
+
+    def identity(self, cgroup_id: int, pid: int) -> Identity:
+        """Whose one socket is."""
+        key = (cgroup_id, pid)
+        found = self._known.get(key)
+        if found is not None:
+            return found
+        if len(self._known) >= MAX_KNOWN:
+            self._known.clear()
+        found = self._find(cgroup_id, pid)
+        if found.executable or not pid:
+            self._known[key] = found
+        return found
+
+    def _find(self, cgroup_id: int, pid: int) -> Identity:
+        if not pid and not cgroup_id:
+            return Identity("process", "_OTHER")
+        executable = self._executable(pid) or _executable_now(pid)
+        path = self._path(cgroup_id)
+        places = [path, *_other_cgroups(pid)]
+        for place in places:
+            if match := CONTAINER.search(place):
+                container = match[1]
+                return Identity("container", container[:12], executable, pid, container, path)
+        for place in places:
+            if match := UNIT.search(place):
+                return Identity("unit", match[1], executable, pid, cgroup=path)
+        return Identity("process", executable or "unknown", executable, pid, cgroup=path)
+
+    def _path(self, cgroup_id: int) -> str:
+        """Path of a cgroup below the mount: its id is the directory's inode number."""
+        found = self._paths.get(cgroup_id)
+        if found is not None:
+            return found
+        self._paths = {os.stat(self._root).st_ino: "/"}
+        for directory, names, _ in os.walk(self._root):
+            for name in names:
+                path = os.path.join(directory, name)
+                try:
+                    self._paths[os.stat(path).st_ino] = path.removeprefix(self._root)
+                except OSError:
+                    continue
+        return self._paths.setdefault(cgroup_id, "")
+
+
+def _executable_now(pid: int) -> str:
+    if not pid:
+        return ""
+    try:
+        return os.path.basename(os.readlink(f"/proc/{pid}/exe")).removesuffix(" (deleted)")
+    except OSError:
+        return ""
+
+
+def _other_cgroups(pid: int) -> list[str]:
+    """Paths of the process in every hierarchy: on hybrid hosts v2 alone does not tell."""
+    if not pid:
+        return []
+    try:
+        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    return [line.split(":", 2)[2] for line in lines if line.count(":") >= 2]

@@ -1,0 +1,443 @@
+# SPDX-License-Identifier: Apache-2.0
+"""HTTP/1.x: loads the kernel programs, reads their counters and their request log."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from podscope.errors import PodscopeError
+from podscope.kernel.maps import HashMap
+from podscope.kernel.maps import MapInfo
+from podscope.kernel.maps import MmapArray
+from podscope.kernel.maps import StackMap
+from podscope.kernel.objects import BpfObject
+from podscope.kernel.objects import LoadError
+from podscope.kernel.probes import find_cgroup2
+from podscope.kernel.rings import Ring
+from podscope.sources.open_sockets import note_open_sockets
+
+# enum bpf_attach_type (include/uapi/linux/bpf.h)
+INGRESS = 0
+EGRESS = 1
+# Slot 0 is never used; 1 and 2 take what finds no free one, for servers and clients.
+RESERVED = 3
+# Histogram chunks for each series: 16 buckets (two octaves) in each; most need two or three.
+CHUNKS_PER_SERIES = 4
+MAX_STRIPES = 8
+IDLE_SECONDS = 300.0
+GONE_SECONDS = 10.0
+# How long a program that began before a series was taken away may still write to it.
+GRACE_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class RequestLog:
+    """Which exchanges go to the request log; decided in the kernel.
+
+    Attributes:
+        all: every one that passes the rest.
+        errors: those that failed (server: 5xx; client: 4xx and 5xx; no whole answer).
+        slower_ns: those that took as long or longer; 0: not asked for.
+        one_in: only one request in so many; 0: all.
+        path: only paths that match this glob (``*`` and ``?``).
+        sides: ``server``, ``client``.
+        ports: server ports, as (first, last) ranges. None: all.
+        statuses: answer statuses, as (first, last) ranges. None: all.
+    """
+
+    all: bool = False
+    errors: bool = False
+    slower_ns: int = 0
+    one_in: int = 0
+    path: str | None = None
+    sides: Iterable[str] = ("server", "client")
+    ports: Sequence[tuple[int, int]] | None = None
+    statuses: Sequence[tuple[int, int]] | None = None
+
+
+@dataclass(frozen=True)
+class HttpOptions:
+    """What the kernel programs do.
+
+    Attributes:
+        routes: make the route a part of a series.
+        peers: make the address of the other end a part of a series.
+        log: the request log; None: off.
+        max_series: series beyond these are counted together, under ``_OTHER``.
+        routes_per_workload: routes beyond these are ``_OTHER``.
+        ring_bytes: size of the request log's ring; a power of two.
+        cgroup: path of the cgroup v2 to watch; None: the root, so all of the host.
+    """
+
+    routes: bool = True
+    peers: bool = False
+    log: RequestLog | None = None
+    max_series: int = 10_000
+    routes_per_workload: int = 200
+    ring_bytes: int = 8 << 20
+    cgroup: str | None = None
+
+
+@dataclass
+class _Series:
+    """What was read last of each slot. Buckets are kept only for slots that were used."""
+
+    sums: npt.NDArray[np.uint64]
+    le: npt.NDArray[np.uint64]
+    buckets: npt.NDArray[np.uint32]
+    active: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class _Retired:
+    """Slots whose keys are deleted, waiting for the last programs that may write to them."""
+
+    slots: npt.NDArray[np.intp]
+    since: float
+
+
+SUMS = ("sum_ns", "ttfb_sum_ns", "request_bytes", "response_bytes")
+
+
+class HttpSource:
+    """The programs, attached. Close it, or use it in a ``with``.
+
+    Raises:
+        PodscopeError: no cgroup v2, no rights, or a kernel that cannot run the programs.
+    """
+
+    def __init__(self, options: HttpOptions | None = None) -> None:
+        self.options = options or HttpOptions()
+        _check_rights()
+        self._cgroup = self.options.cgroup or find_cgroup2()
+        self._stripes = _stripes(os.cpu_count() or 1)
+        self._object = _load(self.options, self._stripes)
+        try:
+            self._open_maps()
+            self._attach()
+        except BaseException:
+            self._object.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Detaches everything. A second call does nothing."""
+        self._object.close()
+
+    @property
+    def row_dtype(self) -> np.dtype[Any]:
+        """``struct http_row``."""
+        return self._object.dtype("http_row")
+
+    @property
+    def variables(self) -> dict[str, npt.NDArray[Any]]:
+        """The programs' own globals, live."""
+        return self._object.variables
+
+    def program_ids(self) -> dict[str, int]:
+        """Descriptor of each program by name, for statistics of the kernel."""
+        return {name: self._object.program_fd(name) for name in self._object.programs()}
+
+    def read(self) -> npt.NDArray[np.void]:
+        """What was counted since the last read: one row a series that moved.
+
+        Returns:
+            Rows of ``struct http_row``, shape (n,), counts and sums of this interval.
+        """
+        now = time.monotonic()
+        parity = int(self.variables["interval_parity"]) & 1
+        self.variables["interval_parity"][...] = 1 - parity
+        live = self._live_slots()
+        rows = self._deltas(live, parity, now)
+        self._free_retired(now)
+        self._retire_idle(live, now)
+        return rows
+
+    def read_requests(self) -> npt.NDArray[np.void]:
+        """Takes what the request log holds: rows of ``struct http_request``, shape (n,)."""
+        return self._ring.drain()
+
+    def ring_use(self) -> float:
+        """How full the request log's ring is, from 0 to 1."""
+        return self._ring.pending() / self.options.ring_bytes
+
+    def lost(self) -> dict[str, int]:
+        """What could not be counted since the start, by reason; every reason, also with 0."""
+        counts = self.variables["lost"]
+        return {name: int(counts[number]) for name, number in self._reasons.items()}
+
+    def routes(self) -> dict[int, str]:
+        """Text of each route known, by hash."""
+        keys, texts = self._routes.items()
+        found = {0: "", 1: "_OTHER"}
+        for route, length, text in zip(keys["hash"], texts["len"], texts["text"], strict=True):
+            raw = bytes(text).ljust(int(length), b"\0")[: int(length)]
+            found[int(route)] = raw.decode("utf-8", "backslashreplace")
+        return found
+
+    def executable(self, pid: int) -> str:
+        """Base name of the executable of a process that opened a socket, or an empty string."""
+        found = self._processes.lookup(pid)
+        if found is None:
+            return ""
+        return bytes(found["executable"]).rstrip(b"\0").decode("utf-8", "backslashreplace")
+
+    def series_count(self) -> int:
+        """Series in use."""
+        return int(np.count_nonzero(self._info["live"]))
+
+    def set_log(self, log: RequestLog | None) -> None:
+        """Changes what goes to the request log, at once."""
+        _set_log(self.variables, log)
+
+    def _open_maps(self) -> None:
+        self._info = MmapArray.of(self._object.map("series_info")).array
+        self._values = _striped(self._object.map("series_values"), self._stripes)
+        self._chunks = _striped(self._object.map("chunks"), self._stripes)["n"]
+        self._slots = HashMap.of(self._object.map("series_slots"))
+        self._routes = HashMap.of(self._object.map("routes"))
+        self._processes = HashMap.of(self._object.map("processes"))
+        self._free_slots = StackMap(self._object.map("free_slots").fd, "u4")
+        self._free_chunks = StackMap(self._object.map("free_chunks").fd, "u4")
+        self._ring = Ring.of(self._object.map("request_ring"), self._object.dtype("http_request"))
+        # Low numbers are taken first, so that what is read stays small.
+        self._free_slots.push(np.arange(len(self._info) - 1, RESERVED - 1, -1, dtype="u4"))
+        self._free_chunks.push(np.arange(len(self._chunks) - 1, 0, -1, dtype="u4"))
+        self._reasons = _reasons(self._object.enum("http_lost"))
+        self._retired: list[_Retired] = []
+        self._seen = _Series(
+            np.zeros((0, len(SUMS)), np.uint64),
+            np.zeros((0, 15), np.uint64),
+            np.zeros((0, 256), np.uint32),
+            np.zeros(0),
+        )
+        sides = self._object.enum("http_side")
+        for slot, side in ((1, "HTTP_SERVER"), (2, "HTTP_CLIENT")):
+            self._info[slot]["key"]["side"] = sides[side]
+            self._info[slot]["key"]["route"] = 1
+            self._info[slot]["live"] = 1
+        _set_log(self.variables, self.options.log)
+
+    def _attach(self) -> None:
+        try:
+            cgroup = os.open(self._cgroup, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            raise PodscopeError(
+                f"cgroup {self._cgroup}: {error.strerror}: name a directory below the cgroup v2 "
+                "mount"
+            ) from None
+        try:
+            # Packets first: a connection whose handshake is seen has all its bytes seen.
+            self._object.attach_cgroup_as("http_segment", cgroup, INGRESS)
+            self._object.attach_cgroup_as("http_segment", cgroup, EGRESS)
+            self._object.attach_cgroup("http_handshake", cgroup)
+            self._object.attach_cgroup("http_socket", cgroup)
+        finally:
+            os.close(cgroup)
+        note_open_sockets(self._object)
+
+    def _live_slots(self) -> npt.NDArray[np.intp]:
+        live = np.flatnonzero(self._info["live"])
+        if len(live) and live[-1] >= len(self._seen.active):
+            self._grow(int(live[-1]) + 1)
+        return live
+
+    def _grow(self, slots: int) -> None:
+        room = min(max(64, 2 * slots), len(self._info))
+        seen = self._seen
+        more = room - len(seen.active)
+        self._seen = _Series(
+            np.vstack([seen.sums, np.zeros((more, seen.sums.shape[1]), np.uint64)]),
+            np.vstack([seen.le, np.zeros((more, 15), np.uint64)]),
+            np.vstack([seen.buckets, np.zeros((more, 256), np.uint32)]),
+            np.concatenate([seen.active, np.full(more, time.monotonic())]),
+        )
+
+    def _deltas(self, live: npt.NDArray[np.intp], parity: int, now: float) -> npt.NDArray[np.void]:
+        values = self._values[live]
+        le = values["le"].sum(axis=1)
+        new_le = le - self._seen.le[live]
+        moved = new_le.any(axis=1)
+        slots = live[moved]
+        values = values[moved]
+        rows = np.zeros(len(slots), self.row_dtype)
+        rows["key"] = self._info[slots]["key"]
+        rows["le"] = new_le[moved]
+        rows["count"] = rows["le"].sum(axis=1)
+        rows["max_ns"] = values["max_ns"][:, :, parity].max(axis=1, initial=0)
+        self._values["max_ns"][slots, :, parity] = 0
+        self._seen.le[slots] = le[moved]
+        self._seen.active[slots] = now
+        for column, name in enumerate(SUMS):
+            total = values[name].sum(axis=1)
+            rows[name] = total - self._seen.sums[slots, column]
+            self._seen.sums[slots, column] = total
+        buckets = self._read_buckets(slots)
+        rows["buckets"] = buckets - self._seen.buckets[slots]
+        self._seen.buckets[slots] = buckets
+        return rows
+
+    def _read_buckets(self, slots: npt.NDArray[np.intp]) -> npt.NDArray[np.uint32]:
+        """The histograms of some slots, shape (n, 256)."""
+        ids = self._info["chunk"][slots]
+        # Chunk 0 takes what found no free chunk: it belongs to nobody.
+        found: npt.NDArray[np.uint32] = self._chunks[ids].sum(axis=2, dtype=np.uint32)
+        found[ids == 0] = 0
+        return found.reshape(len(slots), 256)
+
+    def _retire_idle(self, live: npt.NDArray[np.intp], now: float) -> None:
+        live = live[live >= RESERVED]
+        idle = now - self._seen.active[live]
+        old = live[idle > GONE_SECONDS]
+        if not len(old):
+            return
+        gone = [
+            now - self._seen.active[slot] > IDLE_SECONDS
+            or not os.path.exists(f"/proc/{self._info[slot]['key']['pid']}")
+            for slot in old
+        ]
+        slots = old[np.array(gone, bool)]
+        waiting = {int(slot) for retired in self._retired for slot in retired.slots}
+        slots = np.array([slot for slot in slots if int(slot) not in waiting], np.intp)
+        if not len(slots):
+            return
+        self._slots.delete_many(self._info[slots]["key"])
+        self.variables["epoch"] += 1
+        self._retired.append(_Retired(slots, now))
+
+    def _free_retired(self, now: float) -> None:
+        while self._retired and now - self._retired[0].since > GRACE_SECONDS:
+            slots = self._retired.pop(0).slots
+            late = self._seen.active[slots] > now - GRACE_SECONDS
+            if late.any():
+                self._retired.append(_Retired(slots[late], now))
+                slots = slots[~late]
+            self._free(slots)
+
+    def _free(self, slots: npt.NDArray[np.intp]) -> None:
+        ids = self._info["chunk"][slots]
+        ids = ids[ids > 0]
+        self._chunks[ids] = 0
+        self._values[slots] = 0
+        self._info["chunk"][slots] = 0
+        self._info["live"][slots] = 0
+        self._seen.sums[slots] = 0
+        self._seen.le[slots] = 0
+        self._seen.buckets[slots] = 0
+        self._free_chunks.push(ids.astype("u4"))
+        self._free_slots.push(slots.astype("u4"))
+
+
+def _check_rights() -> None:
+    if os.geteuid() != 0:
+        raise PodscopeError(
+            "loading kernel programs needs root (or CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON): "
+            "run it with sudo"
+        )
+
+
+def _stripes(cpus: int) -> int:
+    """Copies of each counter: a power of two, as many as CPUs up to a bound."""
+    stripes = 1
+    while stripes < cpus and stripes < MAX_STRIPES:
+        stripes *= 2
+    return stripes
+
+
+def _load(options: HttpOptions, stripes: int) -> BpfObject:
+    """The newest object that this kernel takes.
+
+    ``http`` needs bpf_loop() and atomic instructions that return a value (Linux commits
+    e6f2dd0f8067, in 5.17, and 5ffa25502b5a, in 5.12); ``http_v2`` does without.
+    """
+    try:
+        return _load_one("http", options, stripes)
+    except LoadError as newest:
+        if newest.code in (1, 13) and "permitted" in str(newest):
+            raise
+    return _load_one("http_v2", options, stripes)
+
+
+def _load_one(name: str, options: HttpOptions, stripes: int) -> BpfObject:
+    program = BpfObject.open(name)
+    try:
+        program.set_constants(
+            with_routes=int(options.routes),
+            with_peers=int(options.peers),
+            stripes=stripes,
+            routes_per_workload=options.routes_per_workload,
+        )
+        slots = options.max_series + RESERVED
+        for map_name, entries in (
+            ("series_slots", slots),
+            ("series_info", slots),
+            ("free_slots", slots),
+            ("series_values", slots * stripes),
+            ("chunks", slots * CHUNKS_PER_SERIES * stripes),
+            ("free_chunks", slots * CHUNKS_PER_SERIES),
+            ("request_ring", options.ring_bytes if options.log else 4096),
+        ):
+            program.resize_map(map_name, entries)
+        return program.load()
+    except BaseException:
+        program.close()
+        raise
+
+
+def _striped(info: MapInfo, stripes: int) -> npt.NDArray[Any]:
+    """An array map as (entries, stripes) elements."""
+    array = MmapArray.of(info).array
+    return array.reshape(info.max_entries // stripes, stripes)
+
+
+def _reasons(enum: dict[str, int]) -> dict[str, int]:
+    prefix = "HTTP_LOST_"
+    return {
+        name.removeprefix(prefix).lower(): number
+        for name, number in enum.items()
+        if name != f"{prefix}MAX"
+    }
+
+
+_LOG_ON, _LOG_ALL, _LOG_ERRORS, _LOG_SLOW = 1, 2, 4, 8
+_SIDES = {"server": 1, "client": 2}
+
+
+def _set_log(variables: dict[str, npt.NDArray[Any]], log: RequestLog | None) -> None:
+    variables["log_flags"][...] = 0
+    if log is None:
+        return
+    flags = _LOG_ON
+    picky = log.errors or log.slower_ns
+    flags |= _LOG_ALL if log.all or not picky else 0
+    flags |= _LOG_ERRORS if log.errors else 0
+    flags |= _LOG_SLOW if log.slower_ns else 0
+    path = (log.path or "").encode()[:64]
+    settings = {
+        "log_one_in": log.one_in,
+        "log_slower_ns": log.slower_ns,
+        "log_sides": sum(1 << _SIDES[side] for side in set(log.sides)),
+        "log_port_first": min((first for first, _ in log.ports or ()), default=0),
+        "log_port_last": max((last for _, last in log.ports or ()), default=0),
+        "log_status_first": min((first for first, _ in log.statuses or ()), default=0),
+        "log_status_last": max((last for _, last in log.statuses or ()), default=0),
+        "log_path_len": len(path),
+        "log_path": path,
+        "log_flags": flags,
+    }
+    for name, value in settings.items():
+        variables[name][...] = value
