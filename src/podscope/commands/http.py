@@ -1,0 +1,445 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``podscope http``: rate, errors and duration by workload, live."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Mapping
+from dataclasses import dataclass
+from dataclasses import field
+from typing import TYPE_CHECKING
+from typing import TextIO
+
+import numpy as np
+import numpy.typing as npt
+
+from podscope import filters
+from podscope import red
+from podscope import render
+from podscope import schema
+from podscope.commands.lifetime import Lifetime
+
+if TYPE_CHECKING:
+    import argparse
+
+    from podscope.batch import Batch
+
+HELP = "Show rate, errors and duration of HTTP by workload, each interval."
+TABLE_BY = ("workload", "side", "port", "method", "route")
+OUTPUTS = ("table", "wide", "json", "csv")
+SORTS = ("rate", "errors", "p50", "p90", "p99", "max", "bytes", "name")
+LEAST_INTERVAL_NS = 100 * 10**6
+
+_ATTRIBUTES = tuple(one for one in schema.HTTP if one.dimension)
+# Dimension: title of its column, whether numbers are in it.
+_TITLES = {
+    "workload": ("WORKLOAD", False),
+    "executable": ("EXECUTABLE", False),
+    "pid": ("PID", True),
+    "side": ("SIDE", False),
+    "port": ("PORT", True),
+    "method": ("METHOD", False),
+    "route": ("ROUTE", False),
+    "status": ("STATUS", True),
+    "version": ("VERSION", True),
+    "peer": ("PEER", False),
+}
+_NUMBERS = ("RATE/S", "ERRORS", "P50", "P90", "P99", "MAX", "IN/S", "OUT/S")
+_WIDE = ("COUNT", "FAILED", "FIRST BYTE", "KIND", "PROCESS", "CONTAINER")
+# Names are cut to no less than this, where the terminal is narrow.
+_LEAST_NAME = 10
+_WIDE_RIGHT = (True, True, True, False, False, False)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to show, and how.
+
+    Attributes:
+        output: one of ``OUTPUTS``.
+        by: dimensions of ``schema.DIMENSIONS``.
+        sort: one of ``SORTS``.
+        keep: rows to show.
+        once: end after one interval.
+        interval: seconds.
+    """
+
+    output: str = "table"
+    by: tuple[str, ...] = TABLE_BY
+    sort: str = "rate"
+    keep: filters.Filter = field(default_factory=filters.Filter)
+    once: bool = False
+    interval: float = 1.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    add_interval(parser)
+    parser.add_argument("--duration", metavar="TIME", help="end after this time, as 30s")
+    parser.add_argument("--once", action="store_true", help="end after one interval")
+    parser.add_argument(
+        "-o",
+        "--output",
+        choices=OUTPUTS,
+        default="table",
+        help="form (default: table); json is one object a line",
+    )
+    parser.add_argument(
+        "--by",
+        metavar="FIELD,...",
+        help=f"group by these, of {', '.join(schema.DIMENSIONS)} "
+        f"(default: {','.join(TABLE_BY)}; all but the peer's address for json and csv)",
+    )
+    add_filters(parser)
+    parser.add_argument(
+        "--sort", choices=SORTS, default="rate", help="order, largest first (default: rate)"
+    )
+
+
+def add_interval(parser: argparse.ArgumentParser) -> None:
+    """Declare --interval."""
+    parser.add_argument(
+        "--interval", metavar="TIME", default="1s", help="time between updates (default: 1s)"
+    )
+
+
+def add_filters(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags that ``keep`` reads."""
+    parser.add_argument("--side", metavar="SIDE", help="server or client (default: both)")
+    parser.add_argument("--port", metavar="PORTS", help="ports of the server, as 80,8000-8100")
+    parser.add_argument("--workload", metavar="GLOB", help="workloads by name, as 'nginx*'")
+    parser.add_argument(
+        "--status", metavar="STATUSES", help="as 5xx, 404 or 4xx,500; none: no answer came"
+    )
+
+
+def keep(args: argparse.Namespace) -> filters.Filter:
+    """The filter that the flags of ``add_filters`` ask for; raises UsageError."""
+    return filters.Filter(
+        side=filters.side(args.side, "--side"),
+        ports=None if args.port is None else filters.ports(args.port, "--port"),
+        statuses=None if args.status is None else filters.statuses(args.status, "--status"),
+        workload=args.workload,
+    )
+
+
+def interval_ns(args: argparse.Namespace) -> int:
+    """--interval in nanoseconds; raises UsageError."""
+    return filters.duration_ns(args.interval, "--interval", least_ns=LEAST_INTERVAL_NS)
+
+
+def duration_ns(args: argparse.Namespace) -> int | None:
+    """--duration in nanoseconds; raises UsageError."""
+    return None if args.duration is None else filters.duration_ns(args.duration, "--duration")
+
+
+def options(args: argparse.Namespace) -> Options:
+    """The flags as values; raises UsageError."""
+    by: tuple[str, ...] = schema.DIMENSIONS if args.output in ("json", "csv") else TABLE_BY
+    if args.by is not None:
+        by = filters.dimensions(args.by, "--by")
+    return Options(
+        output=args.output,
+        by=by,
+        sort=args.sort,
+        keep=keep(args),
+        once=args.once,
+        interval=interval_ns(args) / 1e9,
+    )
+
+
+def wants_peers(args: argparse.Namespace) -> bool:
+    """Whether to keep peers' addresses: only if asked, since each makes a series of its own."""
+    return args.by is not None and "peer" in filters.dimensions(args.by, "--by")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Watch and show until a signal or the end of the time."""
+    chosen = options(args)
+    duration = duration_ns(args)
+    from podscope.pipeline import watch
+
+    with (
+        Lifetime() as lifetime,
+        watch(
+            kinds=("http",),
+            interval=chosen.interval,
+            routes="route" in chosen.by,
+            peers=wants_peers(args),
+        ) as watched,
+    ):
+        lifetime.begin(watched.stop, duration)
+        show(watched, watched.lost, chosen, sys.stdout)
+    return 0
+
+
+def show(
+    batches: Iterable[Batch], lost: Callable[[], Mapping[str, int]], chosen: Options, out: TextIO
+) -> None:
+    """Write what each batch of kind ``http`` says.
+
+    Args:
+        batches: one an interval.
+        lost: what was lost since the start, by reason.
+        chosen: what to show.
+        out: where to write it.
+    """
+    kept = (chosen.keep.apply(batch) for batch in batches if batch.kind == "http")
+    if chosen.output == "json":
+        _show_json(kept, lost, chosen, out)
+    elif chosen.output == "csv":
+        _show_csv(kept, lost, chosen, out)
+    elif render.Screen.fits(out) and not chosen.once:
+        _show_screen(kept, lost, chosen, out)
+    else:
+        _show_tables(kept, lost, chosen, out)
+
+
+def _show_json(
+    batches: Iterable[Batch], lost: Callable[[], Mapping[str, int]], chosen: Options, out: TextIO
+) -> None:
+    requests = 0
+    before: Mapping[str, int] = {}
+    for batch in batches:
+        requests += int(batch.rows["count"].sum())
+        now = dict(lost())
+        out.write(render.json_lines("http", schema.HTTP, columns(batch, chosen)))
+        out.write(render.lost_lines(render.moved(before, now), batch.time_ns))
+        out.flush()
+        before = now
+        if chosen.once:
+            break
+    out.write(render.summary_line(requests, lost()))
+
+
+def _show_csv(
+    batches: Iterable[Batch], lost: Callable[[], Mapping[str, int]], chosen: Options, out: TextIO
+) -> None:
+    header = True
+    for batch in batches:
+        out.write(render.csv_lines(schema.HTTP, columns(batch, chosen), header=header))
+        out.flush()
+        header = False
+        if chosen.once:
+            break
+    tell_lost(lost())
+
+
+def tell_lost(lost: Mapping[str, int]) -> None:
+    """Say what was lost on stderr, where stdout has a form of its own."""
+    if told := render.lost_text(lost):
+        print(f"podscope: {told}", file=sys.stderr)
+
+
+def _show_tables(
+    batches: Iterable[Batch], lost: Callable[[], Mapping[str, int]], chosen: Options, out: TextIO
+) -> None:
+    for number, batch in enumerate(batches):
+        if number:
+            out.write("\n")
+        out.write("".join(f"{line}\n" for line in frame(batch, chosen, lost())))
+        out.flush()
+        if chosen.once:
+            break
+
+
+def _show_screen(
+    batches: Iterable[Batch], lost: Callable[[], Mapping[str, int]], chosen: Options, out: TextIO
+) -> None:
+    with render.Screen(out) as screen:
+        for number, batch in enumerate(batches):
+            # The rest of an interval that a signal cut says little.
+            if number and batch.interval < chosen.interval / 2:
+                continue
+            screen.draw(frame(batch, chosen, lost(), screen))
+
+
+def columns(batch: Batch, chosen: Options) -> dict[str, schema.Array]:
+    """The batch's groups as columns named as in the JSON output, in the order asked for."""
+    groups = red.group(batch, chosen.by)
+    told = schema.read(schema.HTTP, groups.view(batch.time_ns, batch.interval), groups.by)
+    ranked = order(groups, chosen.sort)
+    return {name: column[ranked] for name, column in told.items()}
+
+
+def order(groups: red.Groups, sort: str) -> schema.Array:
+    """Positions of the groups, largest first; ties and ``name`` by name."""
+    value = _sort_value(groups, sort).tolist()
+    by_name = _names(groups)
+    ranked = sorted(range(len(groups)), key=lambda place: (-value[place], by_name[place]))
+    return np.array(ranked, dtype=np.intp)
+
+
+def _sort_value(groups: red.Groups, sort: str) -> npt.NDArray[np.float64]:
+    if sort == "name":
+        return np.zeros(len(groups))
+    if sort == "errors":
+        return groups.error_share()
+    if sort == "max":
+        return groups.max_ns.astype(np.float64)
+    if sort == "bytes":
+        return (groups.request_bytes + groups.response_bytes).astype(np.float64)
+    if sort == "rate":
+        return groups.count.astype(np.float64)
+    return np.nan_to_num(groups.quantile(int(sort[1:]) / 100))
+
+
+def _names(groups: red.Groups) -> list[tuple[str, ...]]:
+    """What each group is, as sortable texts."""
+    columns = schema.read(_ATTRIBUTES, groups.labels(), groups.by).values()
+    texts = [[_sortable(cell) for cell in column.tolist()] for column in columns]
+    return list(zip(*texts, strict=True)) if texts else [()] * len(groups)
+
+
+def _sortable(cell: str | int | None) -> str:
+    return f"{cell:010d}" if isinstance(cell, int) else cell or ""
+
+
+def frame(
+    batch: Batch,
+    chosen: Options,
+    lost: Mapping[str, int],
+    screen: render.Screen | None = None,
+    title: str = "podscope",
+) -> list[str]:
+    """The lines of one interval: totals, the table, what was lost since the start.
+
+    Args:
+        batch: the interval.
+        chosen: what to show.
+        lost: counts by reason.
+        screen: fit the table to it, with colour; None: whole and plain.
+        title: how the first line begins.
+    """
+    groups = red.group(batch, chosen.by)
+    room = len(groups) if screen is None else max(screen.height - 7, 1)
+    shown = groups.take(order(groups, chosen.sort)[:room])
+    colour = screen is not None and screen.colour
+    made = table(shown, batch.interval, wide=chosen.output == "wide")
+    if screen is not None:
+        made = _fitted(made, screen.width)
+    lines = [_total_line(groups, batch, title), "", *render.table_lines(made, colour=colour)]
+    if len(groups) == 0:
+        lines.append(render.dim("no HTTP in this interval", colour=colour))
+    if len(shown) < len(groups):
+        more = f"{len(groups) - len(shown)} more; --port, --workload or --by show fewer"
+        lines.append(render.dim(more, colour=colour))
+    if told := render.lost_text(lost):
+        lines += ["", told]
+    return lines
+
+
+def _total_line(groups: red.Groups, batch: Batch, title: str) -> str:
+    count = int(groups.count.sum())
+    errors = int(groups.errors.sum()) / max(count, 1)
+    rate = render.number(count / batch.interval) if batch.interval else "0"
+    return (
+        f"{title}  {render.clock(batch.time_ns)}  {rate} exchanges/s  "
+        f"{render.share(errors)} errors  {len(batch)} series"
+    )
+
+
+def table(groups: red.Groups, interval: float, *, wide: bool = False) -> render.Table:
+    """Cells of the groups in units for people."""
+    told = schema.read(_ATTRIBUTES, groups.labels(), groups.by)
+    quantiles = red.quantiles(groups.buckets, groups.max_ns, red.QUANTILES).T
+    period = interval or 1.0
+    made = [_dimension_cells(name, told) for name in groups.by]
+    made += [
+        render.cells(groups.count / period, render.number),
+        render.cells(groups.error_share(), render.share),
+        *(render.cells(column, render.seconds) for column in quantiles),
+        render.cells(groups.max_ns / 1e9, render.seconds),
+        render.cells(groups.request_bytes / period, render.size),
+        render.cells(groups.response_bytes / period, render.size),
+    ]
+    titles = [_TITLES[name][0] for name in groups.by] + list(_NUMBERS)
+    right = [_TITLES[name][1] for name in groups.by] + [True] * len(_NUMBERS)
+    if wide:
+        made += _wide_cells(groups, told)
+        titles += _WIDE
+        right += _WIDE_RIGHT
+    rows = list(zip(*made, strict=True))
+    return render.Table(tuple(titles), tuple(right), rows, alert=len(groups.by) + 1)
+
+
+def _dimension_cells(name: str, told: Mapping[str, schema.Array]) -> list[str]:
+    if name == "workload":
+        return workload_cells(told)
+    if name == "status":
+        return status_cells(told)
+    if name == "peer":
+        pairs = zip(told["network.peer.address"], told["podscope.peer"], strict=True)
+        return [render.clean(address or kind) for address, kind in pairs]
+    found = next(one for one in _ATTRIBUTES if one.dimension == name)
+    if name == "version":
+        return render.cells(told["network.protocol.version"])
+    return ["-" if cell in (0, None) else render.clean(cell) for cell in told[found.name].tolist()]
+
+
+def workload_cells(told: Mapping[str, schema.Array]) -> list[str]:
+    """Names of workloads; a process that stands for itself with its id: ``curl[300]``."""
+    columns = (told["service.name"], told["podscope.workload.kind"], told["process.pid"])
+    return [
+        f"{render.clean(name)}[{pid}]" if kind == "process" and pid else render.clean(name)
+        for name, kind, pid in zip(*columns, strict=True)
+    ]
+
+
+def status_cells(told: Mapping[str, schema.Array]) -> list[str]:
+    """``200``; the error where no answer came, both where it was cut."""
+    pairs = zip(told["http.response.status_code"].tolist(), told["error.type"], strict=True)
+    return [_status_cell(code, error) for code, error in pairs]
+
+
+def _status_cell(code: int, error: str | None) -> str:
+    if code == 0:
+        return error or "-"
+    if error is None or error == str(code):
+        return str(code)
+    return f"{code} {error}"
+
+
+def _wide_cells(groups: red.Groups, told: Mapping[str, schema.Array]) -> list[list[str]]:
+    first_byte = groups.ttfb_sum_ns / np.maximum(groups.count, 1) / 1e9
+    nothing = np.full(len(groups), None, dtype=object)
+    executables = told.get("process.executable.name", nothing)
+    pids = told.get("process.pid", nothing)
+    processes = [
+        f"{render.clean(name)}[{pid}]" if pid else render.clean(name)
+        for name, pid in zip(executables, pids, strict=True)
+    ]
+    containers = [(text or "")[:12] or "-" for text in told.get("container.id", nothing)]
+    return [
+        render.cells(groups.count, str),
+        render.cells(groups.errors, str),
+        render.cells(first_byte, render.seconds),
+        render.cells(told.get("podscope.workload.kind", nothing)),
+        processes,
+        containers,
+    ]
+
+
+def _fitted(made: render.Table, width: int) -> render.Table:
+    """The table with long names shortened, so that the numbers stay on the screen."""
+    if not made.rows:
+        return made
+    widths = [
+        max([len(title), *(len(row[place]) for row in made.rows)])
+        for place, title in enumerate(made.titles)
+    ]
+    over = sum(widths) + 2 * (len(widths) - 1) - width
+    longest = [
+        place for place, right in enumerate(made.right) if not right and widths[place] > _LEAST_NAME
+    ]
+    for place in sorted(longest, key=lambda place: -widths[place]):
+        cut = min(max(over, 0), widths[place] - _LEAST_NAME)
+        widths[place] -= cut
+        over -= cut
+    rows = [
+        tuple(render.shortened(cell, room) for cell, room in zip(row, widths, strict=True))
+        for row in made.rows
+    ]
+    return render.Table(made.titles, made.right, rows, made.alert)

@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``podscope requests``: the request log, one line a request."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Mapping
+from dataclasses import dataclass
+from dataclasses import field
+from dataclasses import replace
+from typing import TYPE_CHECKING
+from typing import Any
+from typing import TextIO
+
+from podscope import filters
+from podscope import render
+from podscope import schema
+from podscope.commands.http import add_filters
+from podscope.commands.http import duration_ns
+from podscope.commands.http import keep
+from podscope.commands.http import status_cells
+from podscope.commands.http import tell_lost
+from podscope.commands.http import workload_cells
+from podscope.commands.lifetime import Lifetime
+
+if TYPE_CHECKING:
+    import argparse
+
+    from podscope.batch import Batch
+
+HELP = "Show single requests as they end; what is not asked for stays in the kernel."
+OUTPUTS = ("table", "json", "csv")
+# Short enough to look immediate, long enough to cost nothing.
+INTERVAL_SECONDS = 0.25
+
+# Title, least width, whether it is aligned to the right.
+_COLUMNS = (
+    ("TIME", 15, False),
+    ("SIDE", 6, False),
+    ("WORKLOAD", 20, False),
+    ("METHOD", 6, False),
+    ("HOST", 20, False),
+    ("PATH", 30, False),
+    ("STATUS", 6, True),
+    ("DURATION", 8, True),
+    ("FIRST BYTE", 10, True),
+    ("IN", 6, True),
+    ("OUT", 6, True),
+    ("PEER", 21, False),
+    ("TRACE", 5, False),
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to show, and how: ``output`` is one of ``OUTPUTS``."""
+
+    output: str = "table"
+    keep: filters.Filter = field(default_factory=filters.Filter)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    parser.add_argument(
+        "--errors", action="store_true", help="only errors: 5xx, for clients also 4xx, no answer"
+    )
+    parser.add_argument("--slower", metavar="TIME", help="only those that take longer, as 200ms")
+    parser.add_argument("--sample", metavar="1/N", help="only one in N, as 1/100")
+    parser.add_argument("--path", metavar="GLOB", help="only these paths, as '/api/*'")
+    add_filters(parser)
+    parser.add_argument("--duration", metavar="TIME", help="end after this time, as 30s")
+    parser.add_argument(
+        "-o",
+        "--output",
+        choices=OUTPUTS,
+        default="table",
+        help="form (default: table); json is one object a line",
+    )
+
+
+def log_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Members of ``RequestLog`` that the flags ask for; raises UsageError."""
+    wanted = keep(args)
+    picky = args.errors or args.slower is not None or args.sample is not None
+    return {
+        "all": not picky,
+        "errors": args.errors,
+        "slower_ns": 0 if args.slower is None else filters.duration_ns(args.slower, "--slower"),
+        "one_in": 0 if args.sample is None else filters.one_in(args.sample, "--sample"),
+        "path": args.path,
+        "sides": {"server", "client"} if wanted.side is None else {wanted.side},
+        "ports": wanted.ports,
+        "statuses": wanted.statuses,
+    }
+
+
+def run(args: argparse.Namespace) -> int:
+    """Watch and show until a signal or the end of the time."""
+    settings = log_settings(args)
+    chosen = Options(args.output, replace(keep(args), path=args.path))
+    duration = duration_ns(args)
+    from podscope.pipeline import watch
+    from podscope.sources.http import RequestLog
+
+    with (
+        Lifetime() as lifetime,
+        watch(kinds=("request",), interval=INTERVAL_SECONDS, log=RequestLog(**settings)) as watched,
+    ):
+        lifetime.begin(watched.stop, duration)
+        show(watched, watched.lost, chosen, sys.stdout)
+    return 0
+
+
+def show(
+    batches: Iterable[Batch], lost: Callable[[], Mapping[str, int]], chosen: Options, out: TextIO
+) -> None:
+    """Write the requests of each batch of kind ``request``.
+
+    Args:
+        batches: as they come.
+        lost: what was lost since the start, by reason.
+        chosen: what to show.
+        out: where to write it.
+    """
+    requests = 0
+    before: Mapping[str, int] = {}
+    if chosen.output == "table":
+        out.write(_line(tuple(title for title, _, _ in _COLUMNS)))
+        out.flush()
+    header = chosen.output == "csv"
+    for batch in batches:
+        if batch.kind != "request":
+            continue
+        kept = chosen.keep.apply(batch)
+        requests += len(kept)
+        now = dict(lost())
+        news = render.moved(before, now)
+        before = now
+        if len(kept) == 0 and not news and not header:
+            continue
+        out.write(_text(kept, chosen.output, header=header))
+        header = False
+        if chosen.output == "json":
+            out.write(render.lost_lines(news, batch.time_ns))
+        out.flush()
+    if chosen.output == "json":
+        out.write(render.summary_line(requests, lost()))
+    else:
+        tell_lost(lost())
+
+
+def _text(batch: Batch, output: str, *, header: bool) -> str:
+    columns = schema.columns(batch)
+    if output == "json":
+        return render.json_lines("request", schema.REQUEST, columns)
+    if output == "csv":
+        return render.csv_lines(schema.REQUEST, columns, header=header)
+    return "".join(map(_line, _rows(columns)))
+
+
+def _rows(columns: Mapping[str, schema.Array]) -> Iterable[tuple[str, ...]]:
+    methods = zip(
+        columns["http.request.method_original"], columns["http.request.method"], strict=True
+    )
+    peers = zip(columns["network.peer.address"], columns["network.peer.port"], strict=True)
+    return zip(
+        _times(columns["time"]),
+        render.cells(columns["side"]),
+        workload_cells(columns),
+        [render.clean(original or method) for original, method in methods],
+        render.cells(columns["server.address"]),
+        _targets(columns),
+        status_cells(columns),
+        render.cells(columns["duration"], render.seconds),
+        render.cells(columns["time_to_first_byte"], render.seconds),
+        render.cells(columns["http.request.body.size"], render.size),
+        render.cells(columns["http.response.body.size"], render.size),
+        [_peer(address, port) for address, port in peers],
+        render.cells(columns["trace_id"]),
+        strict=True,
+    )
+
+
+def _times(column: schema.Array) -> list[str]:
+    """Local time of day with microseconds."""
+    stamps = column.astype("datetime64[ns]").astype("int64").tolist()
+    return [f"{render.clock(ns)}.{ns // 1000 % 10**6:06d}" for ns in stamps]
+
+
+def _targets(columns: Mapping[str, schema.Array]) -> list[str]:
+    parts = zip(
+        columns["url.path"], columns["url.query"], columns["podscope.target.size"], strict=True
+    )
+    return [
+        render.clean((path or "") + ("" if query is None else f"?{query}") + ("…" if cut else ""))
+        for path, query, cut in parts
+    ]
+
+
+def _peer(address: str | None, port: int) -> str:
+    if address is None:
+        return "-"
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def _line(cells: tuple[str, ...]) -> str:
+    padded = (
+        cell.rjust(width) if right else cell.ljust(width)
+        for cell, (_, width, right) in zip(cells, _COLUMNS, strict=True)
+    )
+    return "  ".join(padded).rstrip() + "\n"

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``podscope up``: watch this machine: a live table, and Prometheus metrics on /metrics."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+from typing import TextIO
+
+from podscope import filters
+from podscope import render
+from podscope.commands.http import Options
+from podscope.commands.http import add_interval
+from podscope.commands.http import frame
+from podscope.commands.http import interval_ns
+from podscope.commands.lifetime import Lifetime
+from podscope.sinks import http_server
+from podscope.sinks import prometheus
+
+if TYPE_CHECKING:
+    import argparse
+
+    from podscope.batch import Batch
+
+HELP = "Watch this machine: a live table here, Prometheus metrics at /metrics. Ctrl-C ends it."
+LISTEN = "127.0.0.1:9435"
+# A log of the output should not fill a disk.
+PLAIN_SECONDS = 10.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    parser.add_argument(
+        "--listen",
+        metavar="ADDRESS",
+        default=LISTEN,
+        help=f"where /metrics, /healthz and /readyz are (default: {LISTEN})",
+    )
+    add_interval(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Watch until a signal."""
+    address = filters.address(args.listen, "--listen")
+    interval = interval_ns(args) / 1e9
+    from podscope.pipeline import watch
+
+    totals = prometheus.Totals()
+    ready = threading.Event()
+    # The port first: if it is taken, nothing was attached.
+    with (
+        Lifetime() as lifetime,
+        http_server.HttpServer(address, pages(totals, ready)) as server,
+        watch(kinds=("http",), interval=interval) as watched,
+    ):
+        lifetime.begin(watched.stop)
+        batches = counted(watched, totals, watched.lost, watched.cost, ready)
+        show(batches, watched.lost, Options(interval=interval), sys.stdout, server.address)
+    return 0
+
+
+def pages(
+    totals: prometheus.Totals, ready: threading.Event
+) -> dict[str, Callable[[Mapping[str, str]], http_server.Answer]]:
+    """The pages of the agent, by path."""
+
+    def metrics(fields: Mapping[str, str]) -> http_server.Answer:
+        openmetrics = prometheus.wants_openmetrics(fields.get("accept", ""))
+        form = prometheus.OPENMETRICS if openmetrics else prometheus.TEXT
+        return http_server.Answer(200, form, totals.expose(openmetrics=openmetrics))
+
+    def health(_: Mapping[str, str]) -> http_server.Answer:
+        return http_server.text(200, "ok\n")
+
+    def readiness(_: Mapping[str, str]) -> http_server.Answer:
+        if ready.is_set():
+            return http_server.text(200, "ready\n")
+        return http_server.text(503, "not ready: the first interval has not ended\n")
+
+    return {"/metrics": metrics, "/healthz": health, "/readyz": readiness}
+
+
+def counted(
+    batches: Iterable[Batch],
+    totals: prometheus.Totals,
+    lost: Callable[[], Mapping[str, int]],
+    cost: Callable[[], Mapping[str, float]],
+    ready: threading.Event,
+) -> Iterable[Batch]:
+    """The same batches, each added to the totals before it is passed on."""
+    for batch in batches:
+        totals.add(batch)
+        totals.tell(lost(), cost())
+        ready.set()
+        yield batch
+
+
+def show(
+    batches: Iterable[Batch],
+    lost: Callable[[], Mapping[str, int]],
+    chosen: Options,
+    out: TextIO,
+    address: str,
+) -> None:
+    """A live table on a terminal; elsewhere a plain one every ten seconds."""
+    metrics = f"http://{address}/metrics"
+    kept = (batch for batch in batches if batch.kind == "http")
+    if render.Screen.fits(out):
+        with render.Screen(out) as screen:
+            for number, batch in enumerate(kept):
+                if number and batch.interval < chosen.interval / 2:
+                    continue
+                screen.draw(frame(batch, chosen, lost(), screen, f"podscope  {metrics}"))
+        return
+    out.write(f"podscope: watching; metrics on {metrics}\n")
+    out.flush()
+    due_ns = 0
+    for batch in kept:
+        if batch.time_ns < due_ns:
+            continue
+        due_ns = batch.time_ns + round((PLAIN_SECONDS - chosen.interval / 2) * 1e9)
+        out.write("".join(f"{line}\n" for line in (*frame(batch, chosen, lost()), "")))
+        out.flush()

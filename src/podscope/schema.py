@@ -1,0 +1,655 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fields: what each member of the C records is called outside, its unit, and how to read it.
+
+``bpf/http/http.h`` declares the records; this table gives each member its OpenTelemetry name.
+JSON keys, CSV and DataFrame columns, and Prometheus labels all come from here.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from podscope.batch import Batch
+    from podscope.batch import Identity
+
+Array = npt.NDArray[Any]
+
+# Texts of the enums in bpf/http/http.h, by code; a test compares them with the header.
+SIDES = ("", "server", "client")
+METHODS = (
+    "_OTHER",
+    "GET",
+    "HEAD",
+    "POST",
+    "PUT",
+    "DELETE",
+    "CONNECT",
+    "OPTIONS",
+    "TRACE",
+    "PATCH",
+    "QUERY",
+)
+ERRORS = ("", "closed", "reset")
+PEERS = ("", "loopback", "private", "public")
+SERVER = SIDES.index("server")
+CLIENT = SIDES.index("client")
+
+ROUTE_NONE = 0
+ROUTE_OTHER = 1
+
+# JSON objects; all other dots are part of OpenTelemetry's flat names.
+_OBJECTS = ("duration", "time_to_first_byte")
+
+# What rows can be grouped by, in the order of the output.
+DIMENSIONS = (
+    "workload",
+    "executable",
+    "pid",
+    "side",
+    "port",
+    "method",
+    "route",
+    "status",
+    "version",
+    "peer",
+)
+
+
+@dataclass(frozen=True)
+class View:
+    """Records to read fields from, one entry a record.
+
+    Attributes:
+        records: structured array with the members of ``struct http_series_key`` or
+            ``struct http_request``, shape (n,); zero where a member says nothing.
+        values: ``count``, ``sum_ns`` ...: arrays of shape (n,), by name.
+        workload: index into ``identities``, shape (n,); -1: none.
+        executable: the same, for the executable's name alone.
+        identities: what the indexes point to.
+        routes: text of the route hashes.
+        time: time of each record, Unix nanoseconds, shape (n,).
+        interval: length of the interval in seconds; 0 for single requests.
+    """
+
+    records: Array
+    values: Mapping[str, Array] | Array
+    workload: npt.NDArray[np.int64]
+    executable: npt.NDArray[np.int64]
+    identities: tuple[Identity, ...]
+    routes: Mapping[int, str]
+    time: npt.NDArray[np.int64]
+    interval: float = 0.0
+
+
+@dataclass(frozen=True)
+class Field:
+    """One column of the output.
+
+    Attributes:
+        name: OpenTelemetry name: JSON key and column name.
+        source: member(s) of the C record, or of the identity.
+        type: ``text``, ``int``, ``float`` or ``time``.
+        unit: UCUM; empty for attributes.
+        dimension: what ``--by`` calls it; empty if rows are not grouped by it.
+        label: whether it is a Prometheus label (dots become underscores).
+        blank: zero means that it does not apply; the field is then left out of the output.
+        read: gives the column, shape (n,); text columns hold None where there is none.
+        text: what it means.
+    """
+
+    name: str
+    source: str
+    type: str
+    unit: str
+    dimension: str
+    label: bool
+    blank: bool
+    read: Callable[[View], Array]
+    text: str
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        """Where it is in a JSON object: ``duration.p50`` is a member of ``duration``."""
+        parent, dot, member = self.name.partition(".")
+        return (parent, member) if dot and parent in _OBJECTS else (self.name,)
+
+    @property
+    def label_name(self) -> str:
+        """Its name as a Prometheus label."""
+        return self.name.replace(".", "_")
+
+
+def error_mask(records: Array) -> npt.NDArray[np.bool_]:
+    """Which records are errors: shape (n,).
+
+    Servers: 5xx; clients: 4xx and 5xx; both: no whole answer. This is OpenTelemetry's rule for
+    the span status of HTTP (semantic conventions 1.23 and later).
+    """
+    status = records["status"]
+    from_status = (status >= 500) | ((status >= 400) & (records["side"] == CLIENT))
+    return np.asarray(from_status | (status == 0) | (records["error"] != 0), dtype=np.bool_)
+
+
+def addresses(raw: Array) -> Array:
+    """Text of IPv6 or v4-mapped addresses.
+
+    Args:
+        raw: shape (n, 16), dtype u1.
+
+    Returns:
+        Shape (n,), dtype object; None for sixteen zeros.
+    """
+    whole = np.ascontiguousarray(raw).view("V16").reshape(-1)
+    kinds, inverse = np.unique(whole, return_inverse=True)
+    texts = [_address(item) for item in kinds.tolist()]
+    return _objects(texts)[inverse]
+
+
+def _address(raw: bytes) -> str | None:
+    if not any(raw):
+        return None
+    address = ipaddress.IPv6Address(raw)
+    return str(address.ipv4_mapped or address)
+
+
+def _objects(texts: Sequence[object]) -> Array:
+    """An object array of one dimension, whatever the items are."""
+    column = np.empty(len(texts), dtype=object)
+    column[:] = texts
+    return column
+
+
+def _words(words: Sequence[str], codes: Array) -> Array:
+    """Texts of enum codes; None where the word is empty or the code unknown."""
+    table = _objects([word or None for word in words] + [None])
+    return table[np.minimum(codes, len(words))]
+
+
+def _method(view: View) -> Array:
+    # Codes that this table does not know are OpenTelemetry's _OTHER, as unknown methods are.
+    codes = view.records["method"]
+    return _words(METHODS, np.where(codes < len(METHODS), codes, 0))
+
+
+def _side(view: View) -> Array:
+    return _words(SIDES, view.records["side"])
+
+
+def _status(view: View) -> Array:
+    return view.records["status"].astype(np.int64)
+
+
+def _error_type(view: View) -> Array:
+    records = view.records
+    column = _words(ERRORS, records["error"])
+    status = records["status"]
+    named = error_mask(records) & (records["error"] == 0) & (status != 0)
+    if named.any():
+        column[named] = [str(code) for code in status[named].tolist()]
+    return column
+
+
+def _route(view: View) -> Array:
+    hashes, inverse = np.unique(view.records["route"], return_inverse=True)
+    return _objects([_route_text(view.routes, code) for code in hashes.tolist()])[inverse]
+
+
+def _route_text(routes: Mapping[int, str], code: int) -> str | None:
+    if code == ROUTE_NONE:
+        return None
+    if code == ROUTE_OTHER:
+        return "_OTHER"
+    # The text comes once, by ring; if it was lost, series still stay apart.
+    return routes.get(code) or f"#{code:016x}"
+
+
+def _peer_address(view: View) -> Array:
+    return addresses(view.records["peer"])
+
+
+def _peer_class(view: View) -> Array:
+    return _words(PEERS, view.records["peer_class"])
+
+
+def _version(view: View) -> Array:
+    # enum http_version: 10 is 1.0, 11 is 1.1.
+    codes, inverse = np.unique(view.records["version"], return_inverse=True)
+    texts = [f"{code // 10}.{code % 10}" if code else None for code in codes.tolist()]
+    return _objects(texts)[inverse]
+
+
+def _protocol(view: View) -> Array:
+    return _objects(["http"] * len(view.records))
+
+
+def _time(view: View) -> Array:
+    return view.time.astype("datetime64[ns]")
+
+
+def _interval(view: View) -> Array:
+    return np.full(len(view.records), view.interval)
+
+
+def _of_workload(text: Callable[[Identity], str]) -> Callable[[View], Array]:
+    return lambda view: _of_identity(view.identities, view.workload, text)
+
+
+def _executable(view: View) -> Array:
+    return _of_identity(view.identities, view.executable, lambda identity: identity.executable)
+
+
+def _of_identity(
+    identities: tuple[Identity, ...], index: Array, text: Callable[[Identity], str]
+) -> Array:
+    # The last entry serves index -1.
+    return _objects([text(identity) or None for identity in identities] + [None])[index]
+
+
+def _pid(view: View) -> Array:
+    return view.records["pid"].astype(np.int64)
+
+
+def _port(view: View) -> Array:
+    return view.records["port"].astype(np.int64)
+
+
+def _count(name: str) -> Callable[[View], Array]:
+    return lambda view: np.asarray(view.values[name]).astype(np.int64)
+
+
+def _seconds(name: str) -> Callable[[View], Array]:
+    return lambda view: np.asarray(view.values[name]) / 1e9
+
+
+def _server_address(view: View) -> Array:
+    """The server as the client knows it: only the client's side knows its address."""
+    column = addresses(view.records["peer"])
+    column[view.records["side"] != CLIENT] = None
+    return column
+
+
+def _texts(raw: Array) -> list[str]:
+    # Bytes that are not UTF-8 stay visible.
+    return [item.decode("utf-8", "backslashreplace") for item in raw.tolist()]
+
+
+def split_target(target: str) -> tuple[str | None, str | None]:
+    """Path and query of a request target (RFC 9112, section 3.2), None where there is none."""
+    if target[:7].lower() == "http://" or target[:8].lower() == "https://":
+        rest = target.split("://", 1)[1]
+        cut = min((rest.find(mark) for mark in "/?" if mark in rest), default=len(rest))
+        # An empty path is the same as "/" (RFC 9110, section 4.2.3).
+        target = rest[cut:] if rest[cut:].startswith("/") else f"/{rest[cut:]}"
+    path, mark, query = target.partition("?")
+    return path or None, query if mark else None
+
+
+def split_host(host: str) -> str | None:
+    """The host of a Host field (RFC 9110, section 7.2), without port and brackets."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0] or None
+    return host.partition(":")[0] or None
+
+
+def _path(view: View) -> Array:
+    return _objects([split_target(target)[0] for target in _texts(view.records["path"])])
+
+
+def _query(view: View) -> Array:
+    return _objects([split_target(target)[1] for target in _texts(view.records["path"])])
+
+
+def _cut_target(view: View) -> Array:
+    """Length of the target as sent, where the text was cut; else zero."""
+    length = view.records["path_len"].astype(np.int64)
+    return np.where(length > np.char.str_len(view.records["path"]), length, 0)
+
+
+def _original_method(view: View) -> Array:
+    texts = _objects([text or None for text in _texts(view.records["method_text"])])
+    texts[view.records["method"] != 0] = None
+    return texts
+
+
+def _host(view: View) -> Array:
+    column = _objects([split_host(host) for host in _texts(view.records["host"])])
+    unnamed = np.array([host is None for host in column.tolist()], dtype=np.bool_)
+    if unnamed.any():
+        column[unnamed] = _server_address(view)[unnamed]
+    return column
+
+
+def _agent(view: View) -> Array:
+    return _objects([text or None for text in _texts(view.records["agent"])])
+
+
+def _request_server_port(view: View) -> Array:
+    records = view.records
+    port = np.where(records["side"] == SERVER, records["local_port"], records["peer_port"])
+    return port.astype(np.int64)
+
+
+def _client_address(view: View) -> Array:
+    column = addresses(view.records["peer"])
+    column[view.records["side"] != SERVER] = None
+    return column
+
+
+def _client_port(view: View) -> Array:
+    records = view.records
+    return np.where(records["side"] == SERVER, records["peer_port"], 0).astype(np.int64)
+
+
+def _peer_port(view: View) -> Array:
+    return view.records["peer_port"].astype(np.int64)
+
+
+def _hex(name: str) -> Callable[[View], Array]:
+    def read(view: View) -> Array:
+        raw = np.ascontiguousarray(view.records[name])
+        width = 2 * raw.shape[1]
+        digits = raw.tobytes().hex()
+        column = _objects([digits[i : i + width] for i in range(0, len(digits), width)])
+        column[~raw.any(axis=1)] = None
+        return column
+
+    return read
+
+
+def _attribute(
+    name: str,
+    source: str,
+    dimension: str,
+    read: Callable[[View], Array],
+    text: str,
+    *,
+    kind: str = "text",
+    label: bool = True,
+) -> Field:
+    blank = kind == "int"
+    return Field(name, source, kind, "", dimension, label, blank, read, text)
+
+
+def _value(
+    name: str, source: str, measure: tuple[str, str], read: Callable[[View], Array], text: str
+) -> Field:
+    kind, unit = measure
+    return Field(name, source, kind, unit, "", False, False, read, text)
+
+
+TIME = _value("time", "time_ns", ("time", "ns"), _time, "end of the interval, RFC 3339, UTC")
+START = _value("time", "time_ns", ("time", "ns"), _time, "first byte of the request, RFC 3339, UTC")
+INTERVAL = _value("interval", "", ("float", "s"), _interval, "length of the interval")
+
+# Whose it is and what it was: the same for both kinds.
+_WORKLOAD = (
+    _attribute(
+        "service.name",
+        "identity.name",
+        "workload",
+        _of_workload(lambda identity: identity.name),
+        "name of the workload: container, systemd unit or executable",
+    ),
+    _attribute(
+        "podscope.workload.kind",
+        "identity.kind",
+        "workload",
+        _of_workload(lambda identity: identity.kind),
+        "container, unit or process",
+        label=False,
+    ),
+    _attribute(
+        "container.id",
+        "identity.container_id",
+        "workload",
+        _of_workload(lambda identity: identity.container_id),
+        "id of the container",
+    ),
+    _attribute(
+        "podscope.systemd.unit",
+        "identity.name",
+        "workload",
+        _of_workload(lambda identity: identity.name if identity.kind == "unit" else ""),
+        "systemd unit",
+        label=False,
+    ),
+    _attribute(
+        "process.executable.name",
+        "identity.executable",
+        "executable",
+        _executable,
+        "base name of the executable that owns the socket",
+    ),
+    _attribute(
+        "process.pid",
+        "pid",
+        "pid",
+        _pid,
+        "process that owns the socket",
+        kind="int",
+        label=False,
+    ),
+)
+_SIDE = _attribute(
+    "side", "side", "side", _side, "server (requests arrive) or client (they leave)", label=False
+)
+_METHOD = _attribute(
+    "http.request.method",
+    "method",
+    "method",
+    _method,
+    "method, _OTHER if it is none of RFC 9110's, PATCH or QUERY",
+)
+_ROUTE = _attribute(
+    "http.route", "route", "route", _route, "path with ids as *; _OTHER beyond the cap"
+)
+_STATUS = (
+    _attribute(
+        "http.response.status_code",
+        "status",
+        "status",
+        _status,
+        "status; absent if no answer came",
+        kind="int",
+    ),
+    _attribute(
+        "error.type",
+        "error, status, side",
+        "status",
+        _error_type,
+        "closed or reset if no whole answer came; else 5xx, and 4xx on the client side",
+    ),
+)
+_PROTOCOL = (
+    _attribute("network.protocol.name", "", "version", _protocol, "http", label=False),
+    _attribute(
+        "network.protocol.version", "version", "version", _version, "version of the request"
+    ),
+)
+_PEER = (
+    _attribute(
+        "network.peer.address",
+        "peer",
+        "peer",
+        _peer_address,
+        "address of the other end",
+        label=False,
+    ),
+    _attribute(
+        "podscope.peer",
+        "peer_class",
+        "peer",
+        _peer_class,
+        "loopback, private (RFC 1918, RFC 6598, RFC 4193, link-local) or public",
+        label=False,
+    ),
+)
+
+HTTP: tuple[Field, ...] = (
+    TIME,
+    INTERVAL,
+    *_WORKLOAD,
+    _SIDE,
+    _attribute(
+        "server.port", "port", "port", _port, "port of the server, on both sides", kind="int"
+    ),
+    _METHOD,
+    _ROUTE,
+    *_STATUS,
+    *_PROTOCOL,
+    _attribute(
+        "server.address",
+        "peer",
+        "peer",
+        _server_address,
+        "address of the server, on the client side",
+    ),
+    *_PEER,
+    _value("count", "count", ("int", "{request}"), _count("count"), "exchanges that ended"),
+    _value("duration.sum", "sum_ns", ("float", "s"), _seconds("sum_ns"), "sum of durations"),
+    _value("duration.p50", "buckets", ("float", "s"), _seconds("p50_ns"), "median"),
+    _value("duration.p90", "buckets", ("float", "s"), _seconds("p90_ns"), "90th percentile"),
+    _value("duration.p99", "buckets", ("float", "s"), _seconds("p99_ns"), "99th percentile"),
+    _value("duration.max", "max_ns", ("float", "s"), _seconds("max_ns"), "longest duration, exact"),
+    _value(
+        "time_to_first_byte.sum",
+        "ttfb_sum_ns",
+        ("float", "s"),
+        _seconds("ttfb_sum_ns"),
+        "sum of times from the first byte of the request to the first byte of the answer",
+    ),
+    _value(
+        "http.request.body.size",
+        "request_bytes",
+        ("int", "By"),
+        _count("request_bytes"),
+        "sum of request bodies",
+    ),
+    _value(
+        "http.response.body.size",
+        "response_bytes",
+        ("int", "By"),
+        _count("response_bytes"),
+        "sum of response bodies",
+    ),
+)
+
+REQUEST: tuple[Field, ...] = (
+    START,
+    _SIDE,
+    *_WORKLOAD,
+    _METHOD,
+    _attribute(
+        "http.request.method_original",
+        "method_text",
+        "",
+        _original_method,
+        "method as sent, where http.request.method is _OTHER",
+    ),
+    _attribute("server.address", "host", "", _host, "Host field without the port"),
+    _attribute(
+        "server.port",
+        "local_port, peer_port",
+        "",
+        _request_server_port,
+        "port of the server",
+        kind="int",
+    ),
+    _attribute("url.path", "path", "", _path, "path as sent"),
+    _attribute("url.query", "path", "", _query, "query as sent, without ?"),
+    _attribute(
+        "podscope.target.size",
+        "path_len",
+        "",
+        _cut_target,
+        "length of the request target where its text was cut",
+        kind="int",
+    ),
+    _ROUTE,
+    *_STATUS,
+    *_PROTOCOL,
+    _value(
+        "duration",
+        "duration_ns",
+        ("float", "s"),
+        _seconds("duration_ns"),
+        "first byte of the request to last byte of the answer",
+    ),
+    _value(
+        "time_to_first_byte",
+        "ttfb_ns",
+        ("float", "s"),
+        _seconds("ttfb_ns"),
+        "first byte of the request to first byte of the answer",
+    ),
+    _value(
+        "http.request.body.size",
+        "request_bytes",
+        ("int", "By"),
+        _count("request_bytes"),
+        "body of the request",
+    ),
+    _value(
+        "http.response.body.size",
+        "response_bytes",
+        ("int", "By"),
+        _count("response_bytes"),
+        "body of the answer",
+    ),
+    _attribute("client.address", "peer", "", _client_address, "the client, on the server side"),
+    _attribute("client.port", "peer_port", "", _client_port, "its port", kind="int"),
+    *_PEER,
+    _attribute("network.peer.port", "peer_port", "", _peer_port, "port of the peer", kind="int"),
+    _attribute("user_agent.original", "agent", "", _agent, "User-Agent field"),
+    _attribute("trace_id", "trace_id", "", _hex("trace_id"), "W3C trace id, hex"),
+    _attribute("span_id", "span_id", "", _hex("span_id"), "W3C parent span id, hex"),
+)
+
+
+def read(fields: Sequence[Field], view: View, by: Sequence[str] = DIMENSIONS) -> dict[str, Array]:
+    """Columns of ``fields``, by name; those of dimensions that are not in ``by`` are left out.
+
+    A group of workloads also says its executable and process where it has only one.
+    """
+    known = {"", *by}
+    if "workload" in known:
+        known |= {"executable", "pid"}
+    return {field.name: field.read(view) for field in fields if field.dimension in known}
+
+
+def request_view(batch: Batch) -> View:
+    """The records of a batch of kind ``request``, to read fields from."""
+    index = batch.identity.astype(np.int64)
+    time = batch.rows["time_ns"].astype(np.int64) + batch.clock_offset_ns
+    return View(
+        records=batch.rows,
+        values=batch.rows,
+        workload=index,
+        executable=index,
+        identities=batch.identities,
+        routes=batch.routes,
+        time=time,
+    )
+
+
+def columns(batch: Batch) -> dict[str, Array]:
+    """Every field of a batch as one array, named as in the JSON output.
+
+    Shapes are (n,). Texts are objects with None where there is none, times ``datetime64[ns]`` in
+    UTC, durations float seconds, sizes and codes integers (0: does not apply).
+    """
+    if batch.kind == "request":
+        return read(REQUEST, request_view(batch))
+    from podscope import red
+
+    return read(HTTP, red.rows_view(batch))

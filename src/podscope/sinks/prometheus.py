@@ -1,0 +1,348 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prometheus metrics: totals since the start, as text 0.0.4 or OpenMetrics 1.0.
+
+The kernel forgets series that are idle; totals here stay, since counters may not go back.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from podscope import red
+from podscope import schema
+
+if TYPE_CHECKING:
+    from podscope.batch import Batch
+
+OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+TEXT = "text/plain; version=0.0.4; charset=utf-8"
+SERIES = 10_000
+# A full table takes the places of series that nothing was added to for this long.
+IDLE_NS = 3600 * 10**9
+
+# No pid: a label that changes with each restart makes series without end.
+_BY = tuple(name for name in schema.DIMENSIONS if name != "pid")
+_FIELDS = tuple(field for field in schema.HTTP if field.label)
+# OpenTelemetry's mark for the series that takes what no longer fits.
+_OVERFLOW = 'otel_metric_overflow="true"'
+_OVERFLOW_REASON = "metric_series_full"
+_SIDES = ("server", "client")
+_BOUNDS = (*(str(bound) for bound in red.CLASSIC_BOUNDS), "+Inf")
+_SERIES_AT_ONCE = 256
+
+Counts = npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    """Totals at one moment; ``labels`` is empty for places that hold no series."""
+
+    labels: list[str]
+    client: npt.NDArray[np.bool_]
+    le: Counts
+    sums: Counts
+    series: int
+    lost: dict[str, int]
+    cost: dict[str, float]
+
+
+class Totals:
+    """Totals of every series, safe to read from another thread.
+
+    Memory is bounded: beyond ``series`` label sets, exchanges go to one series a side with the
+    label ``otel_metric_overflow``, and are counted as lost for ``metric_series_full``.
+    """
+
+    def __init__(self, series: int = SERIES, idle_ns: int = IDLE_NS) -> None:
+        self._lock = threading.Lock()
+        self._limit = series + len(_SIDES)
+        self._idle_ns = idle_ns
+        # The first two places are the overflow series.
+        self._labels = [_OVERFLOW] * len(_SIDES)
+        self._free: list[int] = []
+        self._place_of_labels: dict[tuple[bool, str], int] = {}
+        self._place_of_key: dict[tuple[object, ...], int] = {}
+        self._client = np.array([False, True])
+        self._le = np.zeros((2, len(_BOUNDS)), dtype=np.uint64)
+        # sum_ns, request_bytes, response_bytes
+        self._sums = np.zeros((2, 3), dtype=np.uint64)
+        self._seen_ns = np.zeros(2, dtype=np.int64)
+        self._lost: dict[str, int] = {}
+        self._cost: dict[str, float] = {}
+        self._overflowed = 0
+
+    def __len__(self) -> int:
+        return len(self._place_of_labels)
+
+    def add(self, batch: Batch) -> None:
+        """Add an interval's rows; batches of other kinds are passed over."""
+        if batch.kind != "http" or len(batch) == 0:
+            return
+        groups = red.group(batch, _BY, buckets=False)
+        groups.keys["pid"] = 0
+        with self._lock:
+            places = self._places(groups, batch.time_ns)
+            np.add.at(self._le, places, groups.le)
+            sums = (groups.sum_ns, groups.request_bytes, groups.response_bytes)
+            np.add.at(self._sums, places, np.stack(sums, axis=1))
+            self._seen_ns[places] = batch.time_ns
+            self._overflowed += int(groups.count[places < len(_SIDES)].sum())
+
+    def tell(self, lost: Mapping[str, int], cost: Mapping[str, float]) -> None:
+        """Set what was lost since the start, by reason, and the agent's own cost.
+
+        Args:
+            lost: exchanges by reason.
+            cost: any of ``cpu_seconds``, ``resident_bytes``, ``kernel_runs``, ``kernel_seconds``.
+        """
+        with self._lock:
+            self._lost = dict(lost)
+            self._cost = dict(cost)
+
+    def expose(self, *, openmetrics: bool) -> Iterator[bytes]:
+        """The exposition, piece by piece, of the totals when the first piece is taken."""
+        shot = self._snapshot()
+        for side, name in enumerate(_SIDES):
+            yield from _side_metrics(shot, bool(side), name, openmetrics)
+        yield _agent_metrics(shot, openmetrics)
+        if openmetrics:
+            yield b"# EOF\n"
+
+    def _snapshot(self) -> _Snapshot:
+        with self._lock:
+            return _Snapshot(
+                labels=list(self._labels),
+                client=self._client[: len(self._labels)].copy(),
+                le=self._le[: len(self._labels)].copy(),
+                sums=self._sums[: len(self._labels)].copy(),
+                series=len(self),
+                lost=self._lost | {_OVERFLOW_REASON: self._overflowed},
+                cost=dict(self._cost),
+            )
+
+    def _places(self, groups: red.Groups, now_ns: int) -> npt.NDArray[np.intp]:
+        """The place of each group's series, new ones included, shape (n,)."""
+        keys = _keys(groups)
+        places = np.array([self._place_of_key.get(key, -1) for key in keys], dtype=np.intp)
+        unknown = np.flatnonzero(places < 0)
+        if len(unknown) == 0:
+            return places
+        # Keys outnumber series where several keys have the same labels.
+        if len(self._place_of_key) > 4 * self._limit:
+            self._place_of_key.clear()
+        fresh = groups.take(unknown)
+        client = (fresh.keys["side"] == schema.CLIENT).tolist()
+        may_evict = True
+        held = set(places.tolist())
+        for at, is_client, labels in zip(
+            unknown.tolist(), client, _label_texts(fresh), strict=True
+        ):
+            place = self._place_of_labels.get((is_client, labels), -1)
+            if place < 0 and not self._room() and may_evict:
+                self._evict(now_ns, held)
+                may_evict = False
+            if place < 0 and self._room():
+                place = self._take_place(is_client, labels)
+            if place < 0:
+                # Not remembered: there may be room for it later.
+                place = int(is_client)
+            else:
+                self._place_of_key[keys[at]] = place
+                held.add(place)
+            places[at] = place
+        return places
+
+    def _room(self) -> bool:
+        return bool(self._free) or len(self._labels) < self._limit
+
+    def _take_place(self, is_client: bool, labels: str) -> int:
+        if self._free:
+            place = self._free.pop()
+            self._labels[place] = labels
+        else:
+            place = len(self._labels)
+            self._labels.append(labels)
+            if place == len(self._client):
+                self._grow()
+        self._client[place] = is_client
+        self._place_of_labels[is_client, labels] = place
+        return place
+
+    def _grow(self) -> None:
+        more = min(2 * len(self._client), self._limit) - len(self._client)
+        self._client = np.concatenate([self._client, np.zeros(more, dtype=np.bool_)])
+        self._le = np.concatenate([self._le, np.zeros((more, len(_BOUNDS)), dtype=np.uint64)])
+        self._sums = np.concatenate([self._sums, np.zeros((more, 3), dtype=np.uint64)])
+        self._seen_ns = np.concatenate([self._seen_ns, np.zeros(more, dtype=np.int64)])
+
+    def _evict(self, now_ns: int, held: set[int]) -> None:
+        """Free the places of idle series; to Prometheus they go stale, then begin at zero."""
+        idle = np.flatnonzero(self._seen_ns < now_ns - self._idle_ns).tolist()
+        gone = [place for place in idle if place >= len(_SIDES) and place not in held]
+        gone = [place for place in gone if place < len(self._labels) and self._labels[place]]
+        if not gone:
+            return
+        for place in gone:
+            del self._place_of_labels[bool(self._client[place]), self._labels[place]]
+            self._labels[place] = ""
+        self._le[gone] = 0
+        self._sums[gone] = 0
+        self._free += gone
+        lost = set(gone)
+        self._place_of_key = {k: p for k, p in self._place_of_key.items() if p not in lost}
+
+
+def _keys(groups: red.Groups) -> list[tuple[object, ...]]:
+    """What a group's labels depend on, hashable and quick to make."""
+    raw = np.ascontiguousarray(groups.keys).view(f"V{groups.keys.dtype.itemsize}").tolist()
+    workloads = [(i.name, i.container_id) for i in groups.identities] + [("", "")]
+    executables = [i.executable for i in groups.identities] + [""]
+    # A route's text may come after its hash.
+    texts = map(groups.routes.get, groups.keys["route"].tolist())
+    whose = zip(groups.workload.tolist(), groups.executable.tolist(), strict=True)
+    return [
+        (key, workloads[w], executables[e], text)
+        for key, text, (w, e) in zip(raw, texts, whose, strict=True)
+    ]
+
+
+def _label_texts(groups: red.Groups) -> list[str]:
+    """``name="value",...`` of each group, names sorted, without the braces."""
+    columns = schema.read(_FIELDS, groups.labels(), groups.by)
+    parts = {
+        field.label_name: _label_column(field.label_name, columns[field.name].tolist())
+        for field in _FIELDS
+    }
+    parts["url_scheme"] = ['url_scheme="http"'] * len(groups)
+    rows = zip(*(parts[name] for name in sorted(parts)), strict=True)
+    return [",".join(filter(None, row)) for row in rows]
+
+
+def _label_column(name: str, values: list[object]) -> list[str]:
+    # Empty labels and zero codes are the same as none.
+    told = {value: f'{name}="{_escaped(str(value))}"' if value else "" for value in set(values)}
+    return [told[value] for value in values]
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
+
+
+def _side_metrics(
+    shot: _Snapshot, is_client: bool, side: str, openmetrics: bool
+) -> Iterator[bytes]:
+    counts = shot.le.sum(axis=1, dtype=np.uint64)
+    used = np.array([bool(labels) for labels in shot.labels])
+    mine = np.flatnonzero(used & (shot.client == is_client) & (counts > 0))
+    if len(mine) == 0:
+        return
+    # Percent signs: the templates are formatted with %.
+    labels = [shot.labels[place].replace("%", "%%") for place in mine.tolist()]
+    name = f"http_{side}_request_duration_seconds"
+    yield _head(name, "histogram", "seconds", f"Duration of HTTP {side} requests.", openmetrics)
+    template = "".join(f'{name}_bucket{{@,le="{bound}"}} %d\n' for bound in _BOUNDS)
+    template += f"{name}_sum{{@}} %r\n{name}_count{{@}} %d\n"
+    cumulative = np.cumsum(shot.le[mine], axis=1, dtype=np.uint64)
+    seconds = shot.sums[mine, 0] / 1e9
+    rows = zip(cumulative.tolist(), seconds.tolist(), cumulative[:, -1].tolist(), strict=True)
+    yield from _blocks(template, labels, ((*le, total, count) for le, total, count in rows))
+    for column, what in ((1, "request"), (2, "response")):
+        name = f"podscope_http_{side}_{what}_body_bytes"
+        text = f"Bytes of {what} bodies of HTTP {side} requests."
+        yield _head(name, "counter", "bytes", text, openmetrics)
+        values = shot.sums[mine, column].tolist()
+        yield from _blocks(f"{name}_total{{@}} %d\n", labels, ((value,) for value in values))
+
+
+def _blocks(
+    template: str, labels: list[str], values: Iterator[tuple[float, ...]]
+) -> Iterator[bytes]:
+    """The template once a series, ``@`` standing for the labels, many series a piece."""
+    for start in range(0, len(labels), _SERIES_AT_ONCE):
+        some = labels[start : start + _SERIES_AT_ONCE]
+        texts = [template.replace("@", one) % next(values) for one in some]
+        yield "".join(texts).encode()
+
+
+def _head(name: str, kind: str, unit: str, text: str, openmetrics: bool) -> bytes:
+    if openmetrics:
+        told = f"# UNIT {name} {unit}\n" if unit else ""
+        return f"# TYPE {name} {kind}\n{told}# HELP {name} {text}\n".encode()
+    family = f"{name}_total" if kind == "counter" else name
+    return f"# HELP {family} {text}\n# TYPE {family} {kind}\n".encode()
+
+
+def _agent_metrics(shot: _Snapshot, openmetrics: bool) -> bytes:
+    text = "Exchanges that could not be counted, or not in full, by reason."
+    parts = [_head("podscope_lost", "counter", "", text, openmetrics)]
+    parts += [
+        f'podscope_lost_total{{reason="{_escaped(reason)}"}} {count}\n'.encode()
+        for reason, count in shot.lost.items()
+    ]
+    for key, name, kind, unit, text in _AGENT:
+        value = shot.series if key == "series" else shot.cost.get(key)
+        if value is not None:
+            sample = f"{name}_total" if kind == "counter" else name
+            parts.append(_head(name, kind, unit, text, openmetrics))
+            parts.append(f"{sample} {value}\n".encode())
+    return b"".join(parts)
+
+
+_AGENT = (
+    (
+        "cpu_seconds",
+        "podscope_agent_cpu_seconds",
+        "counter",
+        "seconds",
+        "CPU time of podscope itself, in user space.",
+    ),
+    (
+        "resident_bytes",
+        "podscope_agent_resident_memory_bytes",
+        "gauge",
+        "bytes",
+        "Resident memory of podscope.",
+    ),
+    (
+        "kernel_runs",
+        "podscope_agent_kernel_runs",
+        "counter",
+        "",
+        "Runs of podscope's kernel programs, where the kernel counts them.",
+    ),
+    (
+        "kernel_seconds",
+        "podscope_agent_kernel_seconds",
+        "counter",
+        "seconds",
+        "Time in podscope's kernel programs, where the kernel counts it.",
+    ),
+    ("series", "podscope_agent_series", "gauge", "", "Series in this exposition."),
+)
+
+
+def wants_openmetrics(accept: str) -> bool:
+    """Whether an Accept field (RFC 9110, section 12.5.1) prefers OpenMetrics 1.0 to text."""
+    best = {"application/openmetrics-text": 0.0, "text/plain": 0.0}
+    for part in accept.split(","):
+        media, *parameters = (piece.strip().lower() for piece in part.split(";"))
+        told = dict(parameter.partition("=")[::2] for parameter in parameters)
+        if media in best and told.get("version", "1.0.0") in ("1.0.0", "0.0.4"):
+            best[media] = max(best[media], _weight(told.get("q", "1")))
+    return best["application/openmetrics-text"] > 0 and (
+        best["application/openmetrics-text"] >= best["text/plain"]
+    )
+
+
+def _weight(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line as a user meets it: real processes, real exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from podscope import __version__
+from podscope.__main__ import command_parser
+from podscope.__main__ import load
+from podscope.commands import COMMANDS
+
+ROOT = Path(__file__).resolve().parents[2]
+HEAVY = {"numpy", "rich", "asyncio", "pandas", "pyarrow", "prometheus_client"}
+
+
+def podscope(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+    """Run the program to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "podscope", *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        **options,
+    )
+
+
+def test_help_lists_every_command_with_its_line():
+    # GIVEN the static table
+    # WHEN
+    shown = podscope("--help")
+
+    # THEN
+    assert shown.returncode == 0
+    for command in COMMANDS:
+        assert re.search(rf"^ +{command.name} +{re.escape(command.help)}$", shown.stdout, re.M)
+
+
+def test_without_a_command_the_help_is_shown():
+    assert podscope().stdout == podscope("--help").stdout
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["nonsense"], ["version"]])
+def test_start_imports_nothing_heavy(arguments):
+    # GIVEN a fresh interpreter that reports each import
+    # WHEN
+    shown = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "podscope", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    # THEN
+    lines = [line for line in shown.stderr.splitlines() if line.startswith("import time:")]
+    imported = {line.rsplit("|", 1)[-1].strip().partition(".")[0] for line in lines}
+    assert "argparse" in imported
+    assert imported.isdisjoint(HEAVY)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda c: c.name)
+def test_every_command_explains_its_flags(command):
+    # GIVEN / WHEN
+    shown = podscope(command.name, "--help")
+
+    # THEN
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.startswith(f"usage: podscope {command.name}")
+    for action in command_parser(command, load(command))._actions:
+        assert action.help, f"{action.option_strings} has no help text"
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda c: c.name)
+def test_unknown_flag_is_one_line_and_exit_code_2(command):
+    # GIVEN / WHEN
+    shown = podscope(command.name, "--no-such-flag")
+
+    # THEN
+    assert shown.returncode == 2
+    assert shown.stdout == ""
+    assert len(shown.stderr.splitlines()) == 1
+    assert "--no-such-flag" in shown.stderr
+
+
+def test_unknown_command_names_the_nearest_one():
+    # GIVEN / WHEN
+    shown = podscope("reqests")
+
+    # THEN
+    assert shown.returncode == 2
+    assert shown.stderr.splitlines() == [
+        "podscope: unknown command 'reqests' (did you mean 'requests'?); see 'podscope --help'"
+    ]
+
+
+def test_misspelt_flag_names_the_nearest_one():
+    # GIVEN / WHEN
+    shown = podscope("version", "--outptu=json")
+
+    # THEN
+    assert shown.returncode == 2
+    assert "did you mean '--output'?" in shown.stderr
+
+
+def test_abbreviated_flags_are_refused_because_new_flags_would_break_them():
+    assert podscope("version", "--out", "json").returncode == 2
+
+
+def test_unknown_flag_before_the_command_is_refused():
+    # GIVEN / WHEN
+    shown = podscope("--fast", "version")
+
+    # THEN
+    assert shown.returncode == 2
+    assert len(shown.stderr.splitlines()) == 1
+
+
+def test_version_as_text_and_json_agree():
+    # GIVEN / WHEN
+    text = podscope("version").stdout.splitlines()
+    as_json = json.loads(podscope("version", "-o", "json").stdout)
+
+    # THEN
+    assert text[0] == f"podscope {__version__}"
+    assert [f"{name} {version}" for name, version in as_json.items()] == text
+    assert as_json["kernel"] == os.uname().release
+
+
+def test_version_flag_is_one_line():
+    assert podscope("--version").stdout == f"podscope {__version__}\n"
+
+
+def test_reader_that_has_gone_is_no_error():
+    # GIVEN a pipe that nobody reads
+    read, write = os.pipe()
+    os.close(read)
+
+    # WHEN
+    shown = subprocess.run(
+        [sys.executable, "-m", "podscope", "version"],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(write)
+
+    # THEN
+    assert shown.returncode == 0
+    assert shown.stderr == ""
+
+
+def run_with_command(tmp_path: Path, body: str) -> subprocess.CompletedProcess[str]:
+    """Run main() with one more command, ``extra``, whose run() has the given body."""
+    (tmp_path / "extra.py").write_text(
+        f"from podscope.errors import PodscopeError, UsageError\n"
+        f"HELP = 'extra'\ndef add_arguments(parser): pass\ndef run(args):\n    {body}\n"
+    )
+    program = (
+        "import sys; from podscope import __main__ as m; from podscope.commands import Command; "
+        "m.COMMANDS += (Command('extra', 'extra', 'extra'),); sys.exit(m.main(['extra']))"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "error"),
+    [
+        (
+            "raise PodscopeError('no BTF: boot another kernel')",
+            1,
+            "podscope: no BTF: boot another kernel\n",
+        ),
+        ("raise UsageError('--interval 0s: too short')", 2, "podscope: --interval 0s: too short\n"),
+        ("raise KeyboardInterrupt", 130, ""),
+        ("return 3", 3, ""),
+    ],
+)
+def test_errors_of_a_command_are_one_line_and_its_exit_code(tmp_path, body, code, error):
+    # GIVEN / WHEN
+    shown = run_with_command(tmp_path, body)
+
+    # THEN
+    assert shown.returncode == code
+    assert shown.stderr == error
+
+
+def test_package_gives_its_version_without_numpy():
+    # GIVEN / WHEN
+    program = "import sys, podscope; print(podscope.__version__, 'numpy' in sys.modules)"
+    shown = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+
+    # THEN
+    assert shown.stdout == f"{__version__} False\n"
+
+
+def test_unknown_attribute_of_the_package_is_an_attribute_error():
+    # GIVEN
+    import podscope as package
+
+    # WHEN / THEN
+    with pytest.raises(AttributeError, match="'wach'"):
+        package.wach  # noqa: B018

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pages of the agent, over real sockets."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import threading
+
+import pytest
+import records
+
+from podscope.commands.up import pages
+from podscope.errors import PodscopeError
+from podscope.sinks import prometheus
+from podscope.sinks.http_server import HttpServer
+
+
+@pytest.fixture
+def agent():
+    """A server of the agent's pages on a free port, with the event of its first interval."""
+    totals = prometheus.Totals()
+    totals.add(records.shop_batch())
+    ready = threading.Event()
+    with HttpServer(("127.0.0.1", 0), pages(totals, ready)) as server:
+        yield server, ready
+
+
+def get(server, path, method="GET", version=11, **fields):
+    """Status, fields and body of one request."""
+    host, _, port = server.address.rpartition(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=10)
+    connection._http_vsn = version
+    connection._http_vsn_str = f"HTTP/1.{version - 10}"
+    connection.request(method, path, headers=fields)
+    answer = connection.getresponse()
+    body = answer.read()
+    connection.close()
+    return answer.status, dict(answer.getheaders()), body
+
+
+@pytest.mark.parametrize("version", [10, 11])
+def test_metrics_are_text_unless_openmetrics_is_asked_for(agent, version):
+    # GIVEN
+    server, _ = agent
+
+    # WHEN
+    plain = get(server, "/metrics", version=version)
+    modern = get(server, "/metrics", version=version, Accept="application/openmetrics-text")
+
+    # THEN
+    assert plain[1]["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert modern[1]["Content-Type"].startswith("application/openmetrics-text; version=1.0.0")
+    assert b"http_server_request_duration_seconds_bucket{" in plain[2]
+    assert b"# EOF" not in plain[2]
+    assert modern[2].endswith(b"# EOF\n")
+
+
+def test_agent_is_ready_after_its_first_interval(agent):
+    # GIVEN
+    server, ready = agent
+    before = get(server, "/readyz")[0]
+
+    # WHEN
+    ready.set()
+
+    # THEN
+    assert before == 503
+    assert get(server, "/readyz")[0] == 200
+    assert get(server, "/healthz")[2] == b"ok\n"
+
+
+def test_unknown_page_names_those_that_are_there(agent):
+    # GIVEN / WHEN
+    status, _, body = get(agent[0], "/")
+
+    # THEN
+    assert status == 404
+    assert b"/metrics" in body
+
+
+def test_head_has_no_body_and_the_connection_goes_on(agent):
+    # GIVEN
+    host, _, port = agent[0].address.rpartition(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=10)
+
+    # WHEN
+    connection.request("HEAD", "/healthz")
+    first = connection.getresponse()
+    empty = first.read()
+    connection.request("GET", "/metrics?name[]=x")
+    second = connection.getresponse()
+    body = second.read()
+    connection.close()
+
+    # THEN
+    assert (first.status, first.getheader("Content-Length"), empty) == (200, "3", b"")
+    assert second.status == 200 and body
+
+
+def test_other_methods_are_refused(agent):
+    assert get(agent[0], "/metrics", method="POST")[0] in (405, 501)
+
+
+def test_port_in_use_is_one_line_that_says_what_to_do():
+    # GIVEN
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+
+        # WHEN / THEN
+        with pytest.raises(PodscopeError) as caught:
+            HttpServer(("127.0.0.1", port), {})
+    assert str(caught.value).startswith(f"cannot listen on 127.0.0.1:{port}: the port is in use")
+    assert "--listen" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid", "a" * 300])
+def test_address_that_is_not_here_is_one_line(host):
+    with pytest.raises(PodscopeError, match="this host has no such address"):
+        HttpServer((host, 0), {})
+
+
+def test_client_that_sends_nothing_does_not_hold_up_others_or_the_end(agent):
+    # GIVEN a connection that stays silent
+    host, _, port = agent[0].address.rpartition(":")
+    with socket.create_connection((host, int(port))):
+        # WHEN / THEN
+        assert get(agent[0], "/healthz")[0] == 200
+
+
+def test_port_is_free_again_after_the_end():
+    # GIVEN
+    with HttpServer(("127.0.0.1", 0), {}) as server:
+        port = int(server.address.rpartition(":")[2])
+
+    # WHEN / THEN
+    with HttpServer(("127.0.0.1", port), {}) as again:
+        assert again.address == f"127.0.0.1:{port}"
+
+
+def test_ipv6_addresses_are_shown_in_brackets():
+    if not socket.has_ipv6:
+        pytest.skip("this host has no IPv6")
+    with HttpServer(("::1", 0), {}) as server:
+        assert server.address.startswith("[::1]:")
