@@ -336,45 +336,34 @@ static __always_inline u32 load_window(struct __sk_buff *skb, struct conn *conn,
 	return bpf_skb_load_bytes(skb, conn->off, conn->window, n) ? 0 : n;
 }
 
-/* Bytes that are skipped by count. True if the state was one of those. */
-static __always_inline bool skip_step(struct __sk_buff *skb, struct conn *conn,
-				      struct stream *stream)
+/* Bytes that are skipped by count. True: the message has ended. */
+static __always_inline bool skip(struct conn *conn, struct stream *stream)
 {
 	struct h1 *p = &stream->h1;
 	u32 n = conn->avail;
 
-	switch (p->state) {
-	case H1_BODY:
-	case H1_CHUNK:
-		if (n > p->remaining)
-			n = p->remaining;
-		p->remaining -= n;
+	if (p->state != H1_BODY && p->state != H1_CHUNK) {
 		p->body += n;
 		advance(conn, stream, n);
-		if (p->remaining)
-			return true;
-		if (p->state == H1_CHUNK)
-			p->state = H1_CHUNK_END;
-		else if (stream == request_stream(conn))
-			request_end(skb, conn);
-		else
-			answer_end(skb, conn, HTTP_ERROR_NONE);
-		return true;
-	case H1_BODY_CLOSE:
-		p->body += n;
-		advance(conn, stream, n);
-		return true;
-	case H1_OPAQUE:
-		advance(conn, stream, n);
-		return true;
+		return false;
 	}
+	if (n > p->remaining)
+		n = p->remaining;
+	p->remaining -= n;
+	p->body += n;
+	advance(conn, stream, n);
+	if (p->remaining)
+		return false;
+	if (p->state == H1_BODY)
+		return true;
+	p->state = H1_CHUNK_END;
 	return false;
 }
 
 /* Runs the state machine over the n bytes in the window; enum h1_event. */
-__noinline int window_parse(struct __sk_buff *skb, u32 n)
+__noinline int window_parse(CONN_ONLY, u32 n)
 {
-	struct conn *conn = skb->sk ? bpf_sk_storage_get(&conns, skb->sk, 0, 0) : NULL;
+	FIND_CONN(skb);
 
 	if (!conn)
 		return H1_BAD;
@@ -382,34 +371,28 @@ __noinline int window_parse(struct __sk_buff *skb, u32 n)
 }
 
 #ifdef PODSCOPE_NO_LOOP
-/* Left out: verified without pointers to memory as arguments, it would be too much. */
-static __always_inline u32 short_way(struct conn *conn, u32 n)
+/* Left out: with all the rest it is more than older kernels verify. */
+static __always_inline u32 short_way(struct conn *conn, struct stream *stream, u32 n)
 {
 	return 0;
 }
 #else
-/*
- * The halves of head_scan(), each verified on its own. Pointers to memory as
- * arguments of global functions since Linux kernel commit e5069b9c23b3 ("bpf:
- * Support pointers in global func args") (in v5.13).
- */
+/* The halves of head_scan(), each verified on its own. */
 __noinline int short_find(struct conn *conn, u32 n)
 {
-	if (!conn)
-		return 0;
-	head_find(&conn->found, conn->window, n);
+	if (conn)
+		head_find(&conn->found, conn->window, n);
 	return 0;
 }
 
 __noinline int short_read(struct conn *conn)
 {
-	if (!conn)
-		return 0;
-	return head_read(&conn->stream[conn->direction & 1].h1, &conn->text, &conn->found,
-			 conn->window);
+	return conn && head_read(&conn->stream[conn->direction & 1].h1, &conn->text, &conn->found,
+				 conn->window);
 }
 
-static __always_inline u32 short_way(struct conn *conn, u32 n)
+/* Length of a plain head that stands whole in the window; 0: there is none. */
+static __always_inline u32 short_way(struct conn *conn, struct stream *stream, u32 n)
 {
 	short_find(conn, n);
 	if (!conn->found.end || conn->found.end > n || !short_read(conn))
@@ -437,58 +420,48 @@ static __always_inline void message_begin(struct conn *conn, struct stream *stre
 	__builtin_memset(&conn->text, 0, sizeof(conn->text));
 }
 
-/* What the parser came to. */
-static __always_inline void parsed(struct __sk_buff *skb, struct conn *conn, struct stream *stream,
-				   bool is_request, int event)
+/* A head has ended. True: so has its message. */
+static __always_inline bool head_ended(struct __sk_buff *skb, struct conn *conn,
+				       struct stream *stream, bool is_request)
 {
-	switch (event) {
-	case H1_HEAD:
-		if (!is_request)
-			answer_head(skb, conn);
-		else if (!request_head(skb, conn))
-			conn_bad(skb, conn, stream);
-		break;
-	case H1_END:
-		if (is_request)
-			request_end(skb, conn);
-		else
-			answer_end(skb, conn, HTTP_ERROR_NONE);
-		break;
-	case H1_BAD:
+	u32 after = is_request ? request_head(skb, conn, stream) : answer_head(conn, stream);
+
+	if (after == BROKEN)
 		conn_bad(skb, conn, stream);
-		break;
-	}
+	return after == NO_BODY;
 }
 
-/* Reads one window up to the first event. */
-static __always_inline void parse_step(struct __sk_buff *skb, struct conn *conn,
-				       struct stream *stream)
+/* Reads one window up to the first event. True: a message has ended. */
+static __always_inline bool parse(struct __sk_buff *skb, struct conn *conn, struct stream *stream,
+				  bool is_request)
 {
 	struct h1 *p = &stream->h1;
-	bool is_request = stream == request_stream(conn), was_start = p->state == H1_START;
+	bool was_start = p->state == H1_START;
 	u32 n = load_window(skb, conn, stream), head;
-	int event;
+	int event = H1_MORE;
 
 	if (!n) {
 		unsync_lost(conn, HTTP_LOST_HOLE);
 		advance(conn, stream, conn->avail);
-		return;
+		return false;
 	}
 	if (was_start) {
 		message_begin(conn, stream, is_request);
-		head = p->flags & H1_KEEP_TEXT ? 0 : short_way(conn, n);
+		head = p->flags & H1_KEEP_TEXT ? 0 : short_way(conn, stream, n);
 		if (head) {
 			advance(conn, stream, head);
-			parsed(skb, conn, stream, is_request, H1_HEAD);
-			return;
+			return head_ended(skb, conn, stream, is_request);
 		}
 	}
 	p->at = 0;
-	event = H1_MORE;
 	for (u32 i = 0; i < H1_WINDOW / H1_TURNS && event == H1_MORE && p->at < n; i++)
-		event = window_parse(skb, n);
+		event = window_parse(CONN_ALONE(skb, conn), n);
 	advance(conn, stream, p->at < n ? p->at : n);
-	parsed(skb, conn, stream, is_request, event);
+	if (event == H1_HEAD)
+		return head_ended(skb, conn, stream, is_request);
+	if (event == H1_BAD)
+		conn_bad(skb, conn, stream);
+	return event == H1_END;
 }
 
 /* Goes on with the packet's bytes that were put aside. */
@@ -546,19 +519,53 @@ static __always_inline void find_end(struct conn *conn)
 	}
 }
 
-/* One step of the work at hand; 1 when there is none left. */
-__noinline int http_step(struct __sk_buff *skb)
+/* Is there anything but the bytes at hand that may want work? */
+static __always_inline bool has_more(struct conn *conn)
 {
-	struct conn *conn = skb->sk ? bpf_sk_storage_get(&conns, skb->sk, 0, 0) : NULL;
+	return conn->avail || conn->has_kept || conn->aside_len || conn->reset || conn->closed ||
+	       conn->ending || answer_stream(conn)->has_fin;
+}
+
+/* Goes through the bytes at hand up to the end of a message, or of the window. */
+static __always_inline u32 read_bytes(struct __sk_buff *skb, struct conn *conn,
+				      struct stream *stream)
+{
+	bool is_request = stream == request_stream(conn), ended = false;
+
+	if (stream->h1.state < H1_BODY)
+		ended = parse(skb, conn, stream, is_request);
+	if (!ended && conn->avail && stream->h1.state >= H1_BODY && stream->h1.state != H1_WAIT)
+		ended = skip(conn, stream);
+	if (!ended)
+		return STAYS;
+	return is_request ? request_end(skb, conn) : answer_end(conn, HTTP_ERROR_NONE);
+}
+
+/* Request bytes that may turn out to be of another protocol: kept until the answer. */
+static __always_inline void keep_rest(struct __sk_buff *skb, struct conn *conn,
+				      struct stream *stream)
+{
+	if (conn->source == SEGMENT &&
+	    !keep(skb, conn->direction, stream->next, conn->off, conn->avail))
+		unsync_lost(conn, HTTP_LOST_HOLE);
+	conn->avail = 0;
+}
+
+/* One step of the work at hand; 1 when there is none left. */
+__noinline int http_step(struct __sk_buff *skb CONN_PARAMETER)
+{
+	FIND_CONN(skb);
 	struct stream *stream;
+	u32 what;
 
 	if (!conn || conn->over)
 		return 1;
 	if (conn->ending) {
-		if (!ending_step(skb, conn))
-			return 0;
-		conn_forget(skb, conn);
-		return 1;
+		what = ending_step(conn);
+		finish(skb, conn, what);
+		if (what == STAYS && !conn->answered)
+			conn_forget(skb, conn);
+		return what == STAYS && !conn->answered;
 	}
 	if (!conn->avail && !find_more(skb, conn)) {
 		find_end(conn);
@@ -568,36 +575,39 @@ __noinline int http_step(struct __sk_buff *skb)
 	if (conn->sync != SYNCED && unsynced_step(skb, conn, stream))
 		return 0;
 	if (stream->h1.state == H1_WAIT) {
-		if (conn->source == SEGMENT &&
-		    !keep(skb, conn->direction, stream->next, conn->off, conn->avail))
-			unsync_lost(conn, HTTP_LOST_HOLE);
-		conn->avail = 0;
+		keep_rest(skb, conn, stream);
 		return 0;
 	}
-	if (!skip_step(skb, conn, stream))
-		parse_step(skb, conn, stream);
+	what = read_bytes(skb, conn, stream);
+	finish(skb, conn, what);
 	if (conn->sync == IDLE && !conn->avail && stream == request_stream(conn))
 		unsync(conn, conn->unsync_reason); /* a whole head in one segment is the proof */
-	return 0;
+	return !has_more(conn);
 }
+
+struct work {
+	struct __sk_buff *skb;
+	struct conn *conn;
+};
 
 LOOP_BODY work_turn(u32 turn, void *state)
 {
-	int done = http_step(*(struct __sk_buff **)state);
+	struct work *work = state;
+	int done = http_step(work->skb CONN_ARGUMENT(work->conn));
 
 	opaque(done); /* else the compiler knows that it is 0 or 1, and the verifier does not */
 	return done ? 1 : 0;
 }
 
 /* Does all the work at hand. */
-__noinline int http_work(struct __sk_buff *skb)
+__noinline int http_work(struct __sk_buff *skb CONN_PARAMETER)
 {
-	struct conn *conn = skb->sk ? bpf_sk_storage_get(&conns, skb->sk, 0, 0) : NULL;
-	struct __sk_buff *state = skb;
+	FIND_CONN(skb);
+	struct work work = { .skb = skb, .conn = conn };
 
 	if (!conn)
 		return 0;
-	LOOP(STEPS_MAX, STEPS_MAX / 2, work_turn, &state);
+	LOOP(STEPS_MAX, STEPS_MAX / 2, work_turn, &work);
 	put_aside(conn);
 	if (conn->aside_len && !conn->over) {
 		unsync_lost(conn, HTTP_LOST_WORK_BOUND);
@@ -668,7 +678,7 @@ static __always_inline void leave(struct __sk_buff *skb, struct conn *conn)
 			return;
 		mine = held - mine;
 		conn->avail = 0;
-		http_work(skb);
+		http_work(skb CONN_ARGUMENT(conn));
 	}
 	conn->over = 1;
 	lose(HTTP_LOST_WORK_BOUND, 1);
@@ -716,8 +726,10 @@ static __always_inline int on_segment(struct __sk_buff *skb, u32 direction)
 	} else {
 		take_segment(skb, conn, &s, direction);
 	}
-	conn->now_ns = bpf_ktime_get_ns();
-	http_work(skb);
+	/* TCP notes when it sends, on the same clock (skb_mstamp_ns): a clock read less */
+	conn->now_ns = direction == OUT && skb->tstamp ? skb->tstamp : bpf_ktime_get_ns();
+	if (!http_step(skb CONN_ARGUMENT(conn)))
+		http_work(skb CONN_ARGUMENT(conn));
 	leave(skb, conn);
 	return PASS;
 }

@@ -116,7 +116,7 @@ struct conn {
 	u8 cached_method;
 	u8 cached_version;
 	u8 cached_error;
-	u8 pad3;
+	u8 answer_error;
 	u32 cached_slot;
 	u32 cached_epoch;
 	u64 cached_route;
@@ -142,6 +142,26 @@ struct {
 	__type(key, int);
 	__type(value, struct queue);
 } queues SEC(".maps");
+
+/*
+ * How a global function gets at the connection: as an argument where the
+ * verifier takes pointers to memory (Linux kernel commit e5069b9c23b3, "bpf: Support
+ * pointers in global func args", in v5.13), else by looking it up again.
+ */
+#ifdef PODSCOPE_NO_LOOP
+#define CONN_PARAMETER
+#define CONN_ARGUMENT(conn)
+#define CONN_ONLY             struct __sk_buff *skb
+#define CONN_ALONE(skb, conn) skb
+#define FIND_CONN(skb)                                                                             \
+	struct conn *conn = (skb)->sk ? bpf_sk_storage_get(&conns, (skb)->sk, 0, 0) : NULL
+#else
+#define CONN_PARAMETER        , struct conn *conn
+#define CONN_ARGUMENT(conn)   , conn
+#define CONN_ONLY             struct conn *conn /* of functions that need no packet */
+#define CONN_ALONE(skb, conn) conn
+#define FIND_CONN(skb)
+#endif
 
 /* Settings that may change while the programs run. */
 enum log_flag {

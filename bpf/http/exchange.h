@@ -18,11 +18,13 @@ static __always_inline struct stream *answer_stream(struct conn *conn)
 	return &conn->stream[(request_direction(conn) ^ 1) & 1];
 }
 
-/* Sends one exchange up to the log, if it is asked for. */
-static __always_inline void exchange_log(struct conn *conn, struct exchange *e, u64 ns, u64 ttfb_ns,
-					 u64 bytes, u16 status, u8 error)
+/* Sends the oldest exchange up to the log, if it is asked for. */
+static __noinline void exchange_log(struct conn *conn, u64 ns, u64 ttfb_ns)
 {
+	struct exchange *e = &conn->oldest;
 	struct detail_key key = { .cookie = conn->cookie, .number = e->number };
+	u16 status = conn->answer_status;
+	u8 error = conn->answer_error;
 	struct h1_text *text;
 	struct http_request *r;
 
@@ -38,7 +40,7 @@ static __always_inline void exchange_log(struct conn *conn, struct exchange *e, 
 	r->duration_ns = ns;
 	r->ttfb_ns = ttfb_ns;
 	r->request_bytes = e->request_bytes;
-	r->response_bytes = bytes;
+	r->response_bytes = conn->answer_bytes;
 	r->cgroup_id = conn->cgroup_id;
 	r->route = e->route;
 	__builtin_memcpy(r->local, conn->local, sizeof(r->local));
@@ -78,9 +80,9 @@ static __always_inline void find_owner(struct __sk_buff *skb, struct conn *conn)
 		conn->pid = note->pid;
 }
 
-static __always_inline u32 exchange_slot(struct conn *conn, struct exchange *e, u16 status,
-					 u8 error)
+static __noinline u32 exchange_find_slot(struct conn *conn, u16 status, u8 error)
 {
+	struct exchange *e = &conn->oldest;
 	struct http_series_key key = {
 		.cgroup_id = conn->cgroup_id,
 		.route = e->route,
@@ -95,8 +97,6 @@ static __always_inline u32 exchange_slot(struct conn *conn, struct exchange *e, 
 	};
 	u32 slot;
 
-	if (cache_fits(conn, e, status, error))
-		return conn->cached_slot;
 	if (with_peers)
 		__builtin_memcpy(key.peer, conn->peer, sizeof(key.peer));
 	slot = series_slot(&key);
@@ -111,18 +111,24 @@ static __always_inline u32 exchange_slot(struct conn *conn, struct exchange *e, 
 	return slot;
 }
 
-/* Counts the oldest exchange with the answer noted in conn. All times are on one clock. */
-__noinline int exchange_count(struct __sk_buff *skb, u32 status, u32 error)
+static __always_inline u32 exchange_slot(struct conn *conn, struct exchange *e, u16 status,
+					 u8 error)
 {
-	struct conn *conn = skb->sk ? bpf_sk_storage_get(&conns, skb->sk, 0, 0) : NULL;
-	struct exchange *e;
+	if (cache_fits(conn, e, status, error))
+		return conn->cached_slot;
+	return exchange_find_slot(conn, status, error);
+}
+
+/* Counts the oldest exchange with the answer noted in conn. All times are on one clock. */
+static __always_inline void exchange_count(struct __sk_buff *skb, struct conn *conn)
+{
+	struct exchange *e = &conn->oldest;
+	u16 status = conn->answer_status;
+	u8 error = conn->answer_error;
 	u64 ns, ttfb_ns;
 
-	if (!conn)
-		return 0;
-	e = &conn->oldest;
 	if (e->flags & EXCHANGE_BAD)
-		return 0;
+		return;
 	if (!conn->pid)
 		find_owner(skb, conn);
 	ns = conn->answer_end_ns > e->start_ns ? conn->answer_end_ns - e->start_ns : 0;
@@ -130,8 +136,7 @@ __noinline int exchange_count(struct __sk_buff *skb, u32 status, u32 error)
 	series_add(exchange_slot(conn, e, status, error), ns, ttfb_ns, e->request_bytes,
 		   conn->answer_bytes);
 	if (e->flags & EXCHANGE_LOGGED)
-		exchange_log(conn, e, ns, ttfb_ns, conn->answer_bytes, status, error);
-	return 0;
+		exchange_log(conn, ns, ttfb_ns);
 }
 
 /* The oldest request leaves; the next one takes its place. */
@@ -204,15 +209,15 @@ static __always_inline void unsync_lost(struct conn *conn, u8 reason)
 	unsync(conn, reason);
 }
 
-static __always_inline void early_answer_count(struct __sk_buff *skb, struct conn *conn)
-{
-	conn->answered = 0;
-	exchange_count(skb, conn->answer_status, HTTP_ERROR_NONE);
-	queue_pop(skb, conn);
-}
+/* What becomes of the oldest exchange. */
+enum finish {
+	STAYS,
+	LEAVES,  /* uncounted */
+	COUNTED, /* and leaves */
+};
 
 /* A request has arrived whole. */
-static __always_inline void request_end(struct __sk_buff *skb, struct conn *conn)
+static __always_inline u32 request_end(struct __sk_buff *skb, struct conn *conn)
 {
 	struct stream *stream = request_stream(conn);
 	struct exchange *e = queue_newest(skb, conn);
@@ -220,23 +225,21 @@ static __always_inline void request_end(struct __sk_buff *skb, struct conn *conn
 	u64 bytes = stream->h1.body;
 
 	h1_reset(&stream->h1);
-	if (conn->overflow)
-		return;
-	if (!e)
-		return;
+	if (conn->overflow || !e)
+		return STAYS;
 	e->request_bytes = bytes;
 	e->flags |= EXCHANGE_WHOLE;
 	if (conn->answered)
-		early_answer_count(skb, conn);
-	else if (waits)
+		return COUNTED;
+	if (waits)
 		stream->h1.state = H1_WAIT;
+	return STAYS;
 }
 
 /* Some bytes of the route; verified on its own. */
-__noinline int route_part(struct __sk_buff *skb, u32 len)
+__noinline int route_part(CONN_ONLY, u32 len)
 {
-	struct conn *conn = skb->sk ? bpf_sk_storage_get(&conns, skb->sk, 0, 0) : NULL;
-
+	FIND_CONN(skb);
 	struct route_run run = { .len = len };
 
 	if (!conn)
@@ -248,9 +251,9 @@ __noinline int route_part(struct __sk_buff *skb, u32 len)
 }
 
 /* Finds the route of the target just read; most often it is that of the one before. */
-__noinline int request_route(struct __sk_buff *skb)
+__noinline int request_route(CONN_ONLY)
 {
-	struct conn *conn = skb->sk ? bpf_sk_storage_get(&conns, skb->sk, 0, 0) : NULL;
+	FIND_CONN(skb);
 	struct route_scan *scan;
 	u32 len;
 	u64 raw;
@@ -266,17 +269,40 @@ __noinline int request_route(struct __sk_buff *skb)
 	scan = (struct route_scan *)conn->window; /* free between two parses */
 	route_begin(scan, &conn->text);
 	for (u32 i = 0; i < HTTP_PATH_MAX / ROUTE_TURNS && scan->at < len && !scan->done; i++)
-		route_part(skb, len);
+		route_part(CONN_ALONE(skb, conn), len);
 	route_end(scan);
 	conn->raw_route = route_publish(conn, scan);
 	conn->raw_path = conn->raw_route == ROUTE_OTHER ? 0 : raw;
 	return 0;
 }
 
-/* A request's head has ended. False: its framing is broken. */
-static __always_inline bool request_head(struct __sk_buff *skb, struct conn *conn)
+/* What follows a head. */
+enum after {
+	BROKEN, /* framing that RFC 9112 forbids */
+	BODY,
+	NO_BODY, /* the message has ended */
+};
+
+/* Sets up the body that the head's fields announce, beyond those without one (RFC 9112 6.3). */
+static __always_inline u32 body_begin(struct h1 *p)
 {
-	struct stream *stream = request_stream(conn);
+	if (p->flags & H1_CHUNKED) {
+		p->state = H1_CHUNK_SIZE;
+		p->flags &= ~H1_DIGITS;
+		p->number = 0;
+		return BODY;
+	}
+	if (!p->length)
+		return NO_BODY;
+	p->state = H1_BODY;
+	p->remaining = p->length;
+	return BODY;
+}
+
+/* A request's head has ended. */
+static __always_inline u32 request_head(struct __sk_buff *skb, struct conn *conn,
+					struct stream *stream)
+{
 	struct h1 *p = &stream->h1;
 	struct exchange e = {
 		.start_ns = stream->first_ns,
@@ -288,77 +314,59 @@ static __always_inline bool request_head(struct __sk_buff *skb, struct conn *con
 	if (conn->sync == IDLE)
 		conn->sync = PROVING;
 	if ((p->flags & H1_OTHER_CODING) && p->method != HTTP_CONNECT)
-		return false;
+		return BROKEN;
 	if (with_routes && p->method != HTTP_CONNECT) {
-		request_route(skb);
+		request_route(CONN_ALONE(skb, conn));
 		e.route = conn->raw_route;
 	}
-	e.flags = log_keep(skb, conn, e.number);
+	if (p->flags & H1_KEEP_TEXT)
+		e.flags = log_keep(skb, conn, e.number);
 	if (!queue_push(skb, conn, &e)) {
 		lose(HTTP_LOST_QUEUE_FULL, 1);
 		conn->overflow++;
 		if (p->method == HTTP_HEAD || p->method == HTTP_CONNECT) {
 			/* the answer's framing hangs on a method that is not kept */
 			unsync_lost(conn, HTTP_LOST_QUEUE_FULL);
-			return true;
+			return BODY;
 		}
 	}
-	if (p->method == HTTP_CONNECT) {
-		request_end(skb, conn);
-	} else if (p->flags & H1_CHUNKED) {
-		p->state = H1_CHUNK_SIZE;
-		p->flags &= ~H1_DIGITS;
-		p->number = 0;
-	} else if ((p->flags & H1_HAS_LENGTH) && p->length) {
-		p->state = H1_BODY;
-		p->remaining = p->length;
-	} else {
-		request_end(skb, conn);
-	}
-	return true;
+	if (p->method == HTTP_CONNECT)
+		return NO_BODY;
+	return body_begin(p);
 }
 
 /* An answer has ended, whole or (with an error) not. */
-static __always_inline void answer_end(struct __sk_buff *skb, struct conn *conn, u8 error)
+static __always_inline u32 answer_end(struct conn *conn, u8 error)
 {
 	struct stream *stream = answer_stream(conn);
 	struct h1 *p = &stream->h1;
-	u64 bytes = p->body;
-	u16 status = p->status;
 
+	conn->answer_end_ns = conn->now_ns;
+	conn->answer_first_ns = stream->first_ns;
+	conn->answer_bytes = p->body;
+	conn->answer_status = p->status;
+	conn->answer_error = error;
 	h1_reset(p);
+	if (conn->tunnel) {
+		/* CONNECT was granted, or the protocol was switched */
+		conn->stream[0].h1.state = H1_OPAQUE;
+		conn->stream[1].h1.state = H1_OPAQUE;
+	}
 	if (conn->sync == TRACKING) {
 		if (!conn->request_seen) {
 			conn->sync = IDLE;
 			h1_reset(&request_stream(conn)->h1);
 		}
-		return;
+		return STAYS;
 	}
-	if (!conn->depth) {
-		queue_pop(skb, conn);
-		return;
-	}
-	conn->answer_end_ns = conn->now_ns;
-	conn->answer_first_ns = stream->first_ns;
-	conn->answer_bytes = bytes;
-	if (!(conn->oldest.flags & EXCHANGE_WHOLE) && !error) {
-		conn->answered = 1;
-		conn->answer_status = status;
-		return;
-	}
-	if (!(conn->oldest.flags & EXCHANGE_WHOLE))
+	if (!conn->depth)
+		return LEAVES;
+	if (!(conn->oldest.flags & EXCHANGE_WHOLE)) {
 		conn->oldest.request_bytes = request_stream(conn)->h1.body;
-	exchange_count(skb, status, error);
-	queue_pop(skb, conn);
-}
-
-/* CONNECT was granted, or the protocol was switched: both streams are opaque now. */
-static __always_inline void tunnel_begin(struct __sk_buff *skb, struct conn *conn)
-{
-	answer_end(skb, conn, HTTP_ERROR_NONE);
-	conn->stream[0].h1.state = H1_OPAQUE;
-	conn->stream[1].h1.state = H1_OPAQUE;
-	conn->tunnel = 1;
+		conn->answered = !error;
+		return error ? COUNTED : STAYS;
+	}
+	return COUNTED;
 }
 
 /* Puts the packet's bytes aside: others come first. */
@@ -397,20 +405,20 @@ static __always_inline u8 answered_method(struct conn *conn)
 }
 
 /* An answer's head has ended (RFC 9112 6.3). */
-static __always_inline void answer_head(struct __sk_buff *skb, struct conn *conn)
+static __always_inline u32 answer_head(struct conn *conn, struct stream *stream)
 {
-	struct h1 *p = &answer_stream(conn)->h1;
+	struct h1 *p = &stream->h1;
 	u8 method = answered_method(conn);
 
 	if (p->status < 200 && p->status != 101) {
 		h1_reset(p);
-		return;
+		return BODY;
 	}
 	if (conn->sync == PROVING) {
 		if (!(conn->oldest.flags & EXCHANGE_WHOLE)) {
 			lose(conn->unsync_reason, 1);
 			unsync(conn, conn->unsync_reason);
-			return;
+			return BODY;
 		}
 		conn->sync = SYNCED;
 	}
@@ -419,26 +427,16 @@ static __always_inline void answer_head(struct __sk_buff *skb, struct conn *conn
 	else if (!conn->depth && !conn->overflow)
 		lose(HTTP_LOST_UNREQUESTED, 1);
 	if (p->status == 101 || (method == HTTP_CONNECT && p->status < 300)) {
-		tunnel_begin(skb, conn);
-		return;
+		conn->tunnel = 1;
+		return NO_BODY;
 	}
 	request_resume(conn);
-	if (method == HTTP_HEAD || p->status == 204 || p->status == 304) {
-		answer_end(skb, conn, HTTP_ERROR_NONE);
-	} else if (p->flags & H1_CHUNKED) {
-		p->state = H1_CHUNK_SIZE;
-		p->flags &= ~H1_DIGITS;
-		p->number = 0;
-	} else if (p->flags & H1_OTHER_CODING) {
-		p->state = H1_BODY_CLOSE;
-	} else if (!(p->flags & H1_HAS_LENGTH)) {
-		p->state = H1_BODY_CLOSE;
-	} else if (p->length) {
-		p->state = H1_BODY;
-		p->remaining = p->length;
-	} else {
-		answer_end(skb, conn, HTTP_ERROR_NONE);
-	}
+	if (method == HTTP_HEAD || p->status == 204 || p->status == 304)
+		return NO_BODY;
+	if ((p->flags & (H1_CHUNKED | H1_HAS_LENGTH)) && !(p->flags & H1_OTHER_CODING))
+		return body_begin(p);
+	p->state = H1_BODY_CLOSE;
+	return BODY;
 }
 
 /* Is an answer's head behind us and its body not yet whole? */
@@ -447,32 +445,38 @@ static __always_inline bool answer_is_open(struct h1 *p)
 	return p->status && p->state >= H1_CHUNK_SIZE && p->state <= H1_BODY_CLOSE;
 }
 
-/* One step of emptying the queue when the connection ends. True: all done. */
-static __always_inline bool ending_step(struct __sk_buff *skb, struct conn *conn)
+/* One step of emptying the queue when the connection ends; STAYS: all done. */
+static __always_inline u32 ending_step(struct conn *conn)
 {
 	struct h1 *p = &answer_stream(conn)->h1;
 
 	if (conn->sync != SYNCED)
-		return true;
+		return STAYS;
 	if (conn->answered) {
 		conn->oldest.request_bytes = request_stream(conn)->h1.body;
-		early_answer_count(skb, conn);
-		return false;
+		return COUNTED;
 	}
-	if (answer_is_open(p)) {
-		answer_end(skb, conn, conn->whole ? HTTP_ERROR_NONE : conn->ending);
-		return false;
-	}
+	if (answer_is_open(p))
+		return answer_end(conn, conn->whole ? HTTP_ERROR_NONE : conn->ending);
 	if (!conn->depth)
-		return true;
-	p->status = 0;
+		return STAYS;
 	conn->answer_end_ns = conn->now_ns;
 	conn->answer_first_ns = 0;
 	conn->answer_bytes = 0;
-	if (conn->oldest.flags & EXCHANGE_WHOLE)
-		exchange_count(skb, 0, conn->ending);
+	conn->answer_status = 0;
+	conn->answer_error = conn->ending;
+	return conn->oldest.flags & EXCHANGE_WHOLE ? COUNTED : LEAVES;
+}
+
+/* Counts the oldest exchange where that is due, and lets it go. */
+static __always_inline void finish(struct __sk_buff *skb, struct conn *conn, u32 what)
+{
+	if (what == STAYS)
+		return;
+	if (what == COUNTED)
+		exchange_count(skb, conn);
+	conn->answered = 0;
 	queue_pop(skb, conn);
-	return false;
 }
 
 #endif

@@ -78,12 +78,20 @@ static __always_inline void head_line_t(struct head *h, const u8 *window, u32 at
 	h->coding_at = at + 18;
 }
 
+/*
+ * First bytes of lines that matter, by their low five bits: C, T, U, CR, LF,
+ * space, tab; with them some that do not, which the switch below sorts out.
+ */
+#define HEAD_OF_INTEREST (1u << 3 | 1u << 20 | 1u << 21 | 1u << 13 | 1u << 10 | 1u << 0 | 1u << 9)
+
 /* A line begins here. */
 static __always_inline void head_line(struct head *h, const u8 *window, u32 at)
 {
 	u64 word = head_word(window, at);
 	u8 c = word & 0xff;
 
+	if (!(HEAD_OF_INTEREST >> (c & 31) & 1))
+		return;
 	if (c == '\r') {
 		h->end = ((word >> 8) & 0xff) == '\n' ? at + 2 : HEAD_DECLINED;
 		return;
@@ -260,7 +268,7 @@ static __always_inline bool head_request_line(struct h1 *p, struct h1_text *t, s
 	forget();
 	method = h->method_len;
 	lf = h->first_lf;
-	if (!method || lf < 16)
+	if (!method || lf < 15)
 		return false;
 	version = head_word(window, lf - 9);
 	if (version == HEAD_WORD('H', 'T', 'T', 'P', '/', '1', '.', '1'))

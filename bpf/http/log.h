@@ -114,9 +114,9 @@ static __always_inline u32 log_path_length(struct h1_text *t)
 #define GLOB_STEPS 512
 
 /* Does the path match? Where that takes too long to say, yes: user space looks again. */
-__noinline int log_path_matches(struct __sk_buff *skb)
+__noinline int log_path_matches(CONN_ONLY)
 {
-	struct conn *conn = skb->sk ? bpf_sk_storage_get(&conns, skb->sk, 0, 0) : NULL;
+	FIND_CONN(skb);
 	struct glob_run run = {};
 	struct glob *g;
 
@@ -164,7 +164,7 @@ static __always_inline u8 log_keep(struct __sk_buff *skb, struct conn *conn, u32
 
 	if (!(conn->stream[request_direction(conn) & 1].h1.flags & H1_KEEP_TEXT))
 		return 0;
-	if (log_path_len && !log_path_matches(skb))
+	if (log_path_len && !log_path_matches(CONN_ALONE(skb, conn)))
 		return 0;
 	bpf_map_update_elem(&details, &key, &conn->text, BPF_ANY);
 	return EXCHANGE_LOGGED;
