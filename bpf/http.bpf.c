@@ -225,8 +225,7 @@ static __always_inline void conn_forget(struct __sk_buff *skb, struct conn *conn
 }
 
 /* The bytes are no HTTP/1.x. */
-static __always_inline void conn_bad(struct __sk_buff *skb, struct conn *conn,
-				     struct stream *stream)
+static __noinline void conn_bad(struct __sk_buff *skb, struct conn *conn, struct stream *stream)
 {
 	bool is_request = stream == request_stream(conn);
 
@@ -279,8 +278,8 @@ static __always_inline void advance(struct conn *conn, struct stream *stream, u3
 }
 
 /* True: the bytes at hand have been dealt with. */
-static __always_inline bool unsynced_step(struct __sk_buff *skb, struct conn *conn,
-					  struct stream *stream)
+static __noinline bool unsynced_step(struct __sk_buff *skb, struct conn *conn,
+				     struct stream *stream)
 {
 	bool is_answer = conn->side && stream == answer_stream(conn);
 
@@ -372,32 +371,49 @@ __noinline int window_parse(CONN_ONLY, u32 n)
 
 #ifdef PODSCOPE_NO_LOOP
 /* Left out: with all the rest it is more than older kernels verify. */
-static __always_inline u32 short_way(struct conn *conn, struct stream *stream, u32 n)
+static __always_inline u32 short_way(struct __sk_buff *skb, struct conn *conn)
 {
 	return 0;
 }
 #else
 /* The halves of head_scan(), each verified on its own. */
-__noinline int short_find(struct conn *conn, u32 n)
+__noinline int short_find(struct desk *desk, u32 n)
 {
-	if (conn)
-		head_find(&conn->found, conn->window, n);
+	if (desk)
+		head_find(&desk->found, desk->window, n);
 	return 0;
 }
 
-__noinline int short_read(struct conn *conn)
+__noinline int short_read(struct conn *conn, struct desk *desk)
 {
-	return conn && head_read(&conn->stream[conn->direction & 1].h1, &conn->text, &conn->found,
-				 conn->window);
+	return conn && desk &&
+	       head_read(&conn->stream[conn->direction & 1].h1, &conn->text, &desk->found,
+			 desk->window);
 }
 
-/* Length of a plain head that stands whole in the window; 0: there is none. */
-static __always_inline u32 short_way(struct conn *conn, struct stream *stream, u32 n)
+/* Length of a plain head that stands whole at the start of the segment; 0: there is none. */
+static __always_inline u32 short_way(struct __sk_buff *skb, struct conn *conn)
 {
-	short_find(conn, n);
-	if (!conn->found.end || conn->found.end > n || !short_read(conn))
+	struct desk *desk;
+	u64 n = conn->avail;
+	u32 end = 0;
+
+	if (conn->source != SEGMENT)
 		return 0;
-	return conn->found.end;
+	desk = desk_take();
+	if (!desk)
+		return 0;
+	if (n > H1_WINDOW)
+		n = H1_WINDOW;
+	n = bounded(n, H1_WINDOW);
+	if (!n || bpf_skb_load_bytes(skb, conn->off, desk->window, n))
+		goto out;
+	short_find(desk, n);
+	if (desk->found.end && desk->found.end <= n && short_read(conn, desk))
+		end = desk->found.end;
+out:
+	desk_leave(desk);
+	return end;
 }
 #endif
 
@@ -409,12 +425,12 @@ static __always_inline void message_begin(struct conn *conn, struct stream *stre
 	stream->first_ns = conn->now_ns;
 	if (!is_request)
 		return;
-	if (conn->early_ns) {
+	if (unlikely(conn->early_ns)) {
 		stream->first_ns = conn->early_ns;
 		conn->early_ns = 0;
 	}
 	p->flags &= ~H1_KEEP_TEXT;
-	if (!log_wants(conn))
+	if (likely(!log_wants(conn)))
 		return;
 	p->flags |= H1_KEEP_TEXT;
 	__builtin_memset(&conn->text, 0, sizeof(conn->text));
@@ -426,37 +442,47 @@ static __always_inline bool head_ended(struct __sk_buff *skb, struct conn *conn,
 {
 	u32 after = is_request ? request_head(skb, conn, stream) : answer_head(conn, stream);
 
-	if (after == BROKEN)
+	if (unlikely(after == BROKEN))
 		conn_bad(skb, conn, stream);
 	return after == NO_BODY;
 }
 
-/* Reads one window up to the first event. True: a message has ended. */
-static __always_inline bool parse(struct __sk_buff *skb, struct conn *conn, struct stream *stream,
-				  bool is_request)
+/* Reads one window up to the first event; enum h1_event. */
+static __noinline int long_way(struct __sk_buff *skb, struct conn *conn)
 {
+	struct stream *stream = &conn->stream[conn->direction & 1];
 	struct h1 *p = &stream->h1;
-	bool was_start = p->state == H1_START;
-	u32 n = load_window(skb, conn, stream), head;
+	u32 n = load_window(skb, conn, stream);
 	int event = H1_MORE;
 
 	if (!n) {
 		unsync_lost(conn, HTTP_LOST_HOLE);
 		advance(conn, stream, conn->avail);
-		return false;
-	}
-	if (was_start) {
-		message_begin(conn, stream, is_request);
-		head = p->flags & H1_KEEP_TEXT ? 0 : short_way(conn, stream, n);
-		if (head) {
-			advance(conn, stream, head);
-			return head_ended(skb, conn, stream, is_request);
-		}
+		return H1_MORE;
 	}
 	p->at = 0;
 	for (u32 i = 0; i < H1_WINDOW / H1_TURNS && event == H1_MORE && p->at < n; i++)
 		event = window_parse(CONN_ALONE(skb, conn), n);
 	advance(conn, stream, p->at < n ? p->at : n);
+	return event;
+}
+
+/* Reads up to the end of a head or of what can be looked at. True: a message has ended. */
+static __always_inline bool parse(struct __sk_buff *skb, struct conn *conn, struct stream *stream,
+				  bool is_request)
+{
+	struct h1 *p = &stream->h1;
+	int event = H1_HEAD;
+	u32 n = 0;
+
+	if (likely(p->state == H1_START)) {
+		message_begin(conn, stream, is_request);
+		n = p->flags & H1_KEEP_TEXT ? 0 : short_way(skb, conn);
+	}
+	if (likely(n))
+		advance(conn, stream, n);
+	else
+		event = long_way(skb, conn);
 	if (event == H1_HEAD)
 		return head_ended(skb, conn, stream, is_request);
 	if (event == H1_BAD)
@@ -483,7 +509,7 @@ static __always_inline bool take_aside(struct conn *conn)
 }
 
 /* Looks for kept bytes that are due, requests first, then for those put aside. */
-static __always_inline bool find_more(struct __sk_buff *skb, struct conn *conn)
+static __noinline bool find_more(struct __sk_buff *skb, struct conn *conn)
 {
 	struct ranges *r;
 
@@ -560,27 +586,27 @@ __noinline int http_step(struct __sk_buff *skb CONN_PARAMETER)
 
 	if (!conn || conn->over)
 		return 1;
-	if (conn->ending) {
+	if (unlikely(conn->ending)) {
 		what = ending_step(conn);
 		finish(skb, conn, what);
 		if (what == STAYS && !conn->answered)
 			conn_forget(skb, conn);
 		return what == STAYS && !conn->answered;
 	}
-	if (!conn->avail && !find_more(skb, conn)) {
+	if (unlikely(!conn->avail) && !find_more(skb, conn)) {
 		find_end(conn);
 		return !conn->ending;
 	}
 	stream = &conn->stream[conn->direction & 1];
-	if (conn->sync != SYNCED && unsynced_step(skb, conn, stream))
+	if (unlikely(conn->sync != SYNCED) && unsynced_step(skb, conn, stream))
 		return 0;
-	if (stream->h1.state == H1_WAIT) {
+	if (unlikely(stream->h1.state == H1_WAIT)) {
 		keep_rest(skb, conn, stream);
 		return 0;
 	}
 	what = read_bytes(skb, conn, stream);
 	finish(skb, conn, what);
-	if (conn->sync == IDLE && !conn->avail && stream == request_stream(conn))
+	if (unlikely(conn->sync == IDLE) && !conn->avail && stream == request_stream(conn))
 		unsync(conn, conn->unsync_reason); /* a whole head in one segment is the proof */
 	return !has_more(conn);
 }
@@ -629,17 +655,17 @@ static __always_inline void take_segment(struct __sk_buff *skb, struct conn *con
 
 	conn->avail = 0;
 	conn->aside_len = 0;
-	if (s->flags & TCP_FIN) {
+	if (unlikely(s->flags & TCP_FIN)) {
 		stream->fin = seq + len;
 		stream->has_fin = 1;
 	}
 	if (!len)
 		return;
-	if (!stream->known)
+	if (unlikely(!stream->known))
 		stream_begin(stream, seq);
-	if (conn->sync == UNSYNCED && seq_before(stream->next, seq))
+	if (unlikely(conn->sync == UNSYNCED) && seq_before(stream->next, seq))
 		stream->next = seq;
-	if (seq_before(seq, stream->next)) {
+	if (unlikely(seq_before(seq, stream->next))) {
 		u32 old = stream->next - seq;
 
 		if (old >= len)
@@ -648,7 +674,7 @@ static __always_inline void take_segment(struct __sk_buff *skb, struct conn *con
 		off += old;
 		len -= old;
 	}
-	if (seq != stream->next) {
+	if (unlikely(seq != stream->next)) {
 		if (!keep(skb, direction, seq, off, len)) {
 			unsync_lost(conn, HTTP_LOST_HOLE);
 			stream->next = seq + len;
@@ -659,7 +685,7 @@ static __always_inline void take_segment(struct __sk_buff *skb, struct conn *con
 	conn->direction = direction;
 	conn->off = off;
 	conn->avail = len;
-	if (conn->has_kept)
+	if (unlikely(conn->has_kept))
 		put_aside(conn); /* what came before it goes first */
 }
 
@@ -674,7 +700,7 @@ static __always_inline void leave(struct __sk_buff *skb, struct conn *conn)
 	for (u32 i = 0; i < 32; i++) {
 		u32 held = fetch_add(&conn->lock, -mine);
 
-		if (held == mine)
+		if (likely(held == mine))
 			return;
 		mine = held - mine;
 		conn->avail = 0;
@@ -708,18 +734,18 @@ static __always_inline int on_segment(struct __sk_buff *skb, u32 direction)
 	if (!sk || !segment_parse(skb, &s))
 		return PASS;
 	conn = bpf_sk_storage_get(&conns, sk, 0, 0);
-	if (!conn) {
+	if (unlikely(!conn)) {
 		if (!s.len || !conn_open(skb, direction))
 			return PASS;
 		conn = bpf_sk_storage_get(&conns, sk, 0, 0);
 		if (!conn)
 			return PASS;
 	}
-	if (conn->over)
+	if (unlikely(conn->over))
 		return PASS;
-	if (s.flags & TCP_RST)
+	if (unlikely(s.flags & TCP_RST))
 		conn->reset = 1;
-	if (*(volatile u32 *)&conn->lock.value || fetch_add(&conn->lock, 1)) {
+	if (unlikely(*(volatile u32 *)&conn->lock.value || fetch_add(&conn->lock, 1))) {
 		if (!enter_later(skb, conn, &s, direction))
 			return PASS;
 		conn->avail = 0;
@@ -728,7 +754,7 @@ static __always_inline int on_segment(struct __sk_buff *skb, u32 direction)
 	}
 	/* TCP notes when it sends, on the same clock (skb_mstamp_ns): a clock read less */
 	conn->now_ns = direction == OUT && skb->tstamp ? skb->tstamp : bpf_ktime_get_ns();
-	if (!http_step(skb CONN_ARGUMENT(conn)))
+	if (unlikely(!http_step(skb CONN_ARGUMENT(conn))))
 		http_work(skb CONN_ARGUMENT(conn));
 	leave(skb, conn);
 	return PASS;

@@ -14,8 +14,46 @@ typedef __u64 u64;
 typedef __s32 s32;
 typedef __s64 s64;
 
+#ifndef __always_inline
+#define __always_inline inline __attribute__((always_inline))
+#endif
+#ifndef __noinline
+#define __noinline __attribute__((noinline))
+#endif
+
+/* Keeps what is rare out of the way: the path of most packets should fill few cache lines. */
+#ifndef likely
+#define likely(x)   __builtin_expect(!!(x), 1)
+#define unlikely(x) __builtin_expect(!!(x), 0)
+#endif
+
 /* Hides a value's origin from the compiler, so that it keeps the bound the verifier needs. */
 #define opaque(x) asm volatile("" : "+r"(x))
+
+/*
+ * Eight bytes from anywhere. For BPF the compiler would put them together one
+ * by one, since it assumes that words are aligned; the machines it runs on do not.
+ */
+static __always_inline u64 load_u64(const void *at)
+{
+#ifdef __bpf__
+	return *(const u64 *)at;
+#else
+	u64 word;
+
+	__builtin_memcpy(&word, at, sizeof(word));
+	return word;
+#endif
+}
+
+static __always_inline void store_u64(void *at, u64 word)
+{
+#ifdef __bpf__
+	*(u64 *)at = word;
+#else
+	__builtin_memcpy(at, &word, sizeof(word));
+#endif
+}
 
 /*
  * The compiler knows nothing of memory any more. At the head of a loop: what
@@ -23,12 +61,5 @@ typedef __s64 s64;
  * the same to the verifier.
  */
 #define forget() asm volatile("" ::: "memory")
-
-#ifndef __always_inline
-#define __always_inline inline __attribute__((always_inline))
-#endif
-#ifndef __noinline
-#define __noinline __attribute__((noinline))
-#endif
 
 #endif

@@ -62,20 +62,10 @@ struct stream {
 	struct h1 h1;
 };
 
+/* What every packet touches comes first: few cache lines. */
 struct conn {
 	struct counter_word lock;
-	/* the connection */
-	u64 cookie;
-	u64 kept_id;  /* name of its kept bytes */
-	u64 early_ns; /* when those came that completed the handshake */
-	u64 cgroup_id;
-	u8 peer[16];
-	u8 local[16];
-	u32 pid;
-	u16 peer_port;
-	u16 local_port;
-	u8 side; /* enum http_side; decides which stream has the requests */
-	u8 peer_class;
+	u8 side;          /* enum http_side; decides which stream has the requests */
 	u8 sync;          /* enum sync_state */
 	u8 unsync_reason; /* enum http_lost */
 	u8 request_seen;  /* while tracking: request bytes since the answer began */
@@ -91,15 +81,18 @@ struct conn {
 	/* the run at work */
 	u8 source;
 	u8 direction;
+	u8 peer_class;
 	u8 pad;
 	u32 off;   /* SEGMENT: in the packet */
 	u32 avail; /* bytes left of this source */
-	u64 now_ns;
 	/* the packet's bytes, put aside while kept ones that come first are read */
+	u32 aside_len;
 	u32 aside_seq;
 	u32 aside_off;
-	u32 aside_len;
 	u32 aside_direction;
+	u64 now_ns;
+	u64 early_ns; /* when those bytes came that completed the handshake */
+	struct stream stream[2];
 	/* requests in flight */
 	struct exchange oldest;
 	u32 depth;    /* the oldest, and those in the queue */
@@ -123,10 +116,17 @@ struct conn {
 	/* route of the last path */
 	u64 raw_path;
 	u64 raw_route;
-	struct stream stream[2];
-	struct head found;
-	u8 window[H1_WINDOW + HEAD_SLACK];
+	/* the connection */
+	u64 cookie;
+	u64 kept_id; /* name of its kept bytes */
+	u64 cgroup_id;
+	u8 peer[16];
+	u8 local[16];
+	u32 pid;
+	u16 peer_port;
+	u16 local_port;
 	struct h1_text text;
+	u8 window[H1_WINDOW] __attribute__((aligned(8)));
 };
 
 struct {
@@ -142,6 +142,50 @@ struct {
 	__type(key, int);
 	__type(value, struct queue);
 } queues SEC(".maps");
+
+/*
+ * Where whole heads are read: memory of the CPU, and so warm. A program can be
+ * interrupted, and preempted, by others on its CPU: each takes a place of its own.
+ */
+struct desk {
+	u32 taken;
+	struct head found;
+	u8 window[H1_WINDOW + HEAD_SLACK] __attribute__((aligned(8)));
+};
+
+#define DESKS 4
+
+#ifndef PODSCOPE_NO_ATOMICS
+struct desks {
+	struct desk desk[DESKS];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, struct desks);
+} desks SEC(".maps");
+
+/* A free place, or NULL: then the state machine does it in the connection's own memory. */
+static __always_inline struct desk *desk_take(void)
+{
+	u32 zero = 0;
+	struct desks *all = bpf_map_lookup_elem(&desks, &zero);
+
+	if (!all)
+		return NULL;
+	for (u32 i = 0; i < DESKS; i++)
+		if (!__sync_val_compare_and_swap(&all->desk[i].taken, 0, 1))
+			return &all->desk[i];
+	return NULL;
+}
+
+static __always_inline void desk_leave(struct desk *desk)
+{
+	*(volatile u32 *)&desk->taken = 0;
+}
+#endif
 
 /*
  * How a global function gets at the connection: as an argument where the

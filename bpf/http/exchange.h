@@ -114,7 +114,7 @@ static __noinline u32 exchange_find_slot(struct conn *conn, u16 status, u8 error
 static __always_inline u32 exchange_slot(struct conn *conn, struct exchange *e, u16 status,
 					 u8 error)
 {
-	if (cache_fits(conn, e, status, error))
+	if (likely(cache_fits(conn, e, status, error)))
 		return conn->cached_slot;
 	return exchange_find_slot(conn, status, error);
 }
@@ -127,15 +127,15 @@ static __always_inline void exchange_count(struct __sk_buff *skb, struct conn *c
 	u8 error = conn->answer_error;
 	u64 ns, ttfb_ns;
 
-	if (e->flags & EXCHANGE_BAD)
+	if (unlikely(e->flags & EXCHANGE_BAD))
 		return;
-	if (!conn->pid)
+	if (unlikely(!conn->pid))
 		find_owner(skb, conn);
 	ns = conn->answer_end_ns > e->start_ns ? conn->answer_end_ns - e->start_ns : 0;
 	ttfb_ns = conn->answer_first_ns > e->start_ns ? conn->answer_first_ns - e->start_ns : 0;
 	series_add(exchange_slot(conn, e, status, error), ns, ttfb_ns, e->request_bytes,
 		   conn->answer_bytes);
-	if (e->flags & EXCHANGE_LOGGED)
+	if (unlikely(e->flags & EXCHANGE_LOGGED))
 		exchange_log(conn, ns, ttfb_ns);
 }
 
@@ -144,13 +144,13 @@ static __always_inline void queue_pop(struct __sk_buff *skb, struct conn *conn)
 {
 	struct queue *q;
 
-	if (!conn->depth) {
+	if (unlikely(!conn->depth)) {
 		if (conn->overflow)
 			conn->overflow--;
 		return;
 	}
 	conn->depth--;
-	if (!conn->depth)
+	if (likely(!conn->depth))
 		return;
 	q = skb->sk ? bpf_sk_storage_get(&queues, skb->sk, 0, 0) : NULL;
 	if (!q)
@@ -164,7 +164,7 @@ static __always_inline struct exchange *queue_newest(struct __sk_buff *skb, stru
 {
 	struct queue *q;
 
-	if (conn->depth <= 1)
+	if (likely(conn->depth <= 1))
 		return conn->depth ? &conn->oldest : NULL;
 	q = skb->sk ? bpf_sk_storage_get(&queues, skb->sk, 0, 0) : NULL;
 	return q ? &q->slot[(conn->head + conn->depth - 2) & (QUEUE_MAX - 1)] : NULL;
@@ -174,9 +174,9 @@ static __always_inline bool queue_push(struct __sk_buff *skb, struct conn *conn,
 {
 	struct queue *q;
 
-	if (conn->overflow || conn->depth > QUEUE_MAX)
+	if (unlikely(conn->overflow || conn->depth > QUEUE_MAX))
 		return false;
-	if (!conn->depth) {
+	if (likely(!conn->depth)) {
 		conn->oldest = *e;
 		conn->depth = 1;
 		return true;
@@ -225,13 +225,13 @@ static __always_inline u32 request_end(struct __sk_buff *skb, struct conn *conn)
 	u64 bytes = stream->h1.body;
 
 	h1_reset(&stream->h1);
-	if (conn->overflow || !e)
+	if (unlikely(conn->overflow || !e))
 		return STAYS;
 	e->request_bytes = bytes;
 	e->flags |= EXCHANGE_WHOLE;
-	if (conn->answered)
+	if (unlikely(conn->answered))
 		return COUNTED;
-	if (waits)
+	if (unlikely(waits))
 		stream->h1.state = H1_WAIT;
 	return STAYS;
 }
@@ -311,17 +311,17 @@ static __always_inline u32 request_head(struct __sk_buff *skb, struct conn *conn
 		.version = p->version,
 	};
 
-	if (conn->sync == IDLE)
+	if (unlikely(conn->sync == IDLE))
 		conn->sync = PROVING;
-	if ((p->flags & H1_OTHER_CODING) && p->method != HTTP_CONNECT)
+	if (unlikely(p->flags & H1_OTHER_CODING) && p->method != HTTP_CONNECT)
 		return BROKEN;
 	if (with_routes && p->method != HTTP_CONNECT) {
 		request_route(CONN_ALONE(skb, conn));
 		e.route = conn->raw_route;
 	}
-	if (p->flags & H1_KEEP_TEXT)
+	if (unlikely(p->flags & H1_KEEP_TEXT))
 		e.flags = log_keep(skb, conn, e.number);
-	if (!queue_push(skb, conn, &e)) {
+	if (unlikely(!queue_push(skb, conn, &e))) {
 		lose(HTTP_LOST_QUEUE_FULL, 1);
 		conn->overflow++;
 		if (p->method == HTTP_HEAD || p->method == HTTP_CONNECT) {
@@ -347,21 +347,21 @@ static __always_inline u32 answer_end(struct conn *conn, u8 error)
 	conn->answer_status = p->status;
 	conn->answer_error = error;
 	h1_reset(p);
-	if (conn->tunnel) {
+	if (unlikely(conn->tunnel)) {
 		/* CONNECT was granted, or the protocol was switched */
 		conn->stream[0].h1.state = H1_OPAQUE;
 		conn->stream[1].h1.state = H1_OPAQUE;
 	}
-	if (conn->sync == TRACKING) {
+	if (unlikely(conn->sync == TRACKING)) {
 		if (!conn->request_seen) {
 			conn->sync = IDLE;
 			h1_reset(&request_stream(conn)->h1);
 		}
 		return STAYS;
 	}
-	if (!conn->depth)
+	if (unlikely(!conn->depth))
 		return LEAVES;
-	if (!(conn->oldest.flags & EXCHANGE_WHOLE)) {
+	if (unlikely(!(conn->oldest.flags & EXCHANGE_WHOLE))) {
 		conn->oldest.request_bytes = request_stream(conn)->h1.body;
 		conn->answered = !error;
 		return error ? COUNTED : STAYS;
@@ -389,7 +389,7 @@ static __always_inline void request_resume(struct conn *conn)
 {
 	struct h1 *p = &request_stream(conn)->h1;
 
-	if (p->state != H1_WAIT || conn->depth > 1)
+	if (likely(p->state != H1_WAIT) || conn->depth > 1)
 		return;
 	h1_reset(p);
 	if (conn->has_kept)
@@ -410,11 +410,11 @@ static __always_inline u32 answer_head(struct conn *conn, struct stream *stream)
 	struct h1 *p = &stream->h1;
 	u8 method = answered_method(conn);
 
-	if (p->status < 200 && p->status != 101) {
+	if (unlikely(p->status < 200) && p->status != 101) {
 		h1_reset(p);
 		return BODY;
 	}
-	if (conn->sync == PROVING) {
+	if (unlikely(conn->sync == PROVING)) {
 		if (!(conn->oldest.flags & EXCHANGE_WHOLE)) {
 			lose(conn->unsync_reason, 1);
 			unsync(conn, conn->unsync_reason);
@@ -422,11 +422,11 @@ static __always_inline u32 answer_head(struct conn *conn, struct stream *stream)
 		}
 		conn->sync = SYNCED;
 	}
-	if (conn->sync == TRACKING)
+	if (unlikely(conn->sync == TRACKING))
 		lose(conn->unsync_reason, 1);
-	else if (!conn->depth && !conn->overflow)
+	else if (unlikely(!conn->depth) && !conn->overflow)
 		lose(HTTP_LOST_UNREQUESTED, 1);
-	if (p->status == 101 || (method == HTTP_CONNECT && p->status < 300)) {
+	if (unlikely(p->status == 101) || (method == HTTP_CONNECT && p->status < 300)) {
 		conn->tunnel = 1;
 		return NO_BODY;
 	}

@@ -110,7 +110,7 @@ struct h1_text {
 	char host[HTTP_HOST_MAX];
 	char agent[HTTP_AGENT_MAX];
 	char trace[64];
-};
+} __attribute__((aligned(8)));
 
 /* tchar (RFC 9110 5.6.2), as a bit map over ASCII. */
 static __always_inline int h1_is_tchar(u8 c)
@@ -296,13 +296,11 @@ static __always_inline int h1_coding_byte(struct h1 *p, u8 c)
 		p->state = H1_LINE;
 		return H1_MORE;
 	}
-	if (c == '\r')
-		return H1_MORE;
 	if (c == ',') {
 		h1_coding_value(p);
 		return H1_MORE;
 	}
-	if (c == ' ' || c == '\t') {
+	if (c == ' ' || c == '\t' || c == '\r') { /* a bare CR reads as a space (RFC 9112 2.2) */
 		if (p->index & 15)
 			p->index |= 16;
 		return H1_MORE;
@@ -495,7 +493,7 @@ static __always_inline int h1_status_byte(struct h1 *p, u8 c)
 	if (p->index < 4)
 		return H1_MORE;
 	p->state = H1_STATUS_END;
-	return p->status >= 100 && p->status < 600 ? H1_MORE : H1_BAD;
+	return p->status >= 100 ? H1_MORE : H1_BAD; /* 600 to 999: odd, and seen (RFC 9110 15) */
 }
 
 static __always_inline int h1_line_byte(struct h1 *p, u8 c)
@@ -694,12 +692,9 @@ static __always_inline int h1_skips_line(u8 state)
 /* Steps over eight bytes without a line end; false if there are none such. */
 static __always_inline int h1_skip_word(struct h1 *p, const u8 *window, u32 at, u32 n)
 {
-	u64 word;
-
 	if (at + 8 > n || at > H1_WINDOW - 8)
 		return 0;
-	__builtin_memcpy(&word, window + at, 8);
-	if (h1_newlines(word))
+	if (h1_newlines(load_u64(window + at)))
 		return 0;
 	p->at = at + 8;
 	return 1;

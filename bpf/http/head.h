@@ -24,12 +24,9 @@ struct head {
 
 static __always_inline u64 head_word(const u8 *window, u32 at)
 {
-	u64 word;
-
 	opaque(at);
 	at &= H1_WINDOW - 1;
-	__builtin_memcpy(&word, window + at, 8);
-	return word;
+	return load_u64(window + at);
 }
 
 #define HEAD_WORD(a, b, c, d, e, f, g, h) (H1_TOKEN(a, b, c, d, e, f, g) | (u64)(h) << 56)
@@ -141,12 +138,11 @@ static __always_inline void head_find(struct head *h, const u8 *window, u32 n)
 	h->length_at = 0;
 	h->coding_at = 0;
 	for (u32 at = 0; at < H1_WINDOW; at += 8) {
-		u64 word, mask;
+		u64 mask;
 
 		if (at >= n)
 			return;
-		__builtin_memcpy(&word, window + at, 8);
-		mask = h1_newlines(word);
+		mask = h1_newlines(load_u64(window + at));
 		if (!mask)
 			continue;
 		head_lines(h, window, at, mask);
@@ -247,7 +243,7 @@ static __always_inline bool head_target(struct h1_text *t, const u8 *window, u32
 		if (i >= len)
 			break;
 		word = head_word(window, at + i);
-		__builtin_memcpy(t->path + i, &word, 8);
+		store_u64(t->path + i, word);
 		seen = word;
 		if (len - i < 8) /* the bytes behind the target count as letters */
 			seen |= ~0ULL << ((len - i) * 8 & 63);
@@ -298,7 +294,7 @@ static __always_inline bool head_status_line(struct h1 *p, const u8 *window)
 		p->version = HTTP_1_0;
 	else
 		return false;
-	if ((rest & 0xff) != ' ' || a < '1' || a > '5' || !h1_is_digit(b) || !h1_is_digit(c) ||
+	if ((rest & 0xff) != ' ' || a < '1' || a > '9' || !h1_is_digit(b) || !h1_is_digit(c) ||
 	    (after != ' ' && after != '\r'))
 		return false;
 	p->status = (a - '0') * 100 + (b - '0') * 10 + (c - '0');

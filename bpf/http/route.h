@@ -233,7 +233,7 @@ static __always_inline u64 route_raw_hash(struct h1_text *t, u32 len)
 
 		if (i * 8 >= len)
 			break;
-		__builtin_memcpy(&word, t->path + i * 8, 8);
+		word = load_u64(t->path + i * 8);
 		if (i * 8 + 8 > len)
 			word &= (1ULL << ((len & 7) * 8)) - 1;
 		questions = route_questions(word);

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Iterable
@@ -367,7 +368,7 @@ def _load(options: HttpOptions, stripes: int) -> BpfObject:
     try:
         return _load_one("http", options, stripes)
     except LoadError as newest:
-        if newest.code in (1, 13) and "permitted" in str(newest):
+        if newest.code == errno.EPERM:
             raise
     return _load_one("http_v2", options, stripes)
 
