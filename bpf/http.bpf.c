@@ -212,14 +212,14 @@ __noinline int conn_open(struct __sk_buff *skb, u32 direction)
 }
 
 /* Nothing more will be counted here: the socket goes without state. */
-static __always_inline void conn_forget(struct __sk_buff *skb, struct conn *conn)
+static __always_inline void conn_forget(struct bpf_sock *sk, struct conn *conn)
 {
 	struct socket_note *note;
 
 	conn->over = 1;
-	if (!skb->sk)
+	if (!sk)
 		return;
-	note = bpf_sk_storage_get(&notes, skb->sk, 0, 0);
+	note = bpf_sk_storage_get(&notes, sk, 0, 0);
 	if (note)
 		note->flags |= SOCKET_IGNORED;
 }
@@ -235,7 +235,7 @@ static __noinline void conn_bad(struct __sk_buff *skb, struct conn *conn, struct
 	}
 	if (!conn->number && !conn->depth) {
 		/* nothing but this has been said: another protocol */
-		conn_forget(skb, conn);
+		conn_forget(skb->sk, conn);
 		return;
 	}
 	lose(HTTP_LOST_MALFORMED, 1);
@@ -247,7 +247,7 @@ static __noinline void conn_bad(struct __sk_buff *skb, struct conn *conn, struct
 		stream->h1.state = H1_OPAQUE;
 		return;
 	}
-	conn_forget(skb, conn);
+	conn_forget(skb->sk, conn);
 }
 
 /*
@@ -581,16 +581,17 @@ static __always_inline void keep_rest(struct __sk_buff *skb, struct conn *conn,
 __noinline int http_step(struct __sk_buff *skb CONN_PARAMETER)
 {
 	FIND_CONN(skb);
+	struct bpf_sock *sk = skb->sk;
 	struct stream *stream;
 	u32 what;
 
-	if (!conn || conn->over)
+	if (!conn || !sk || conn->over)
 		return 1;
 	if (unlikely(conn->ending)) {
 		what = ending_step(conn);
-		finish(skb, conn, what);
+		finish(sk, conn, what);
 		if (what == STAYS && !conn->answered)
-			conn_forget(skb, conn);
+			conn_forget(sk, conn);
 		return what == STAYS && !conn->answered;
 	}
 	if (unlikely(!conn->avail) && !find_more(skb, conn)) {
@@ -605,7 +606,7 @@ __noinline int http_step(struct __sk_buff *skb CONN_PARAMETER)
 		return 0;
 	}
 	what = read_bytes(skb, conn, stream);
-	finish(skb, conn, what);
+	finish(sk, conn, what);
 	if (unlikely(conn->sync == IDLE) && !conn->avail && stream == request_stream(conn))
 		unsync(conn, conn->unsync_reason); /* a whole head in one segment is the proof */
 	return !has_more(conn);
@@ -770,23 +771,64 @@ int http_segment(struct __sk_buff *skb)
 	return on_segment(skb, skb->ingress_ifindex ? IN : OUT);
 }
 
+struct ending {
+	struct bpf_sock *sk;
+	struct conn *conn;
+};
+
+LOOP_BODY ending_turn(u32 turn, void *state)
+{
+	struct ending *ending = state;
+	u32 what = ending_step(ending->conn);
+
+	finish(ending->sk, ending->conn, what);
+	return what == STAYS && !ending->conn->answered;
+}
+
+/*
+ * The socket is closed, perhaps without a last packet: a peer that went away,
+ * or an end that did not wait for its answer. Counts what is left.
+ */
+static __always_inline void socket_closed(struct bpf_sock *sk, u32 old_state)
+{
+	struct conn *conn = bpf_sk_storage_get(&conns, sk, 0, 0);
+	struct ending ending = { .sk = sk, .conn = conn };
+
+	if (!conn || conn->over)
+		return;
+	conn->closed = 1;
+	if (fetch_add(&conn->lock, 1))
+		return; /* whoever is at work there finds it closed */
+	conn->ending = old_state == BPF_TCP_ESTABLISHED ? HTTP_ERROR_RESET : HTTP_ERROR_CLOSED;
+	conn->now_ns = bpf_ktime_get_ns();
+	LOOP(QUEUE_MAX + 4, 4, ending_turn, &ending);
+	if (conn->depth &&
+	    conn->sync == SYNCED) /* more than a kernel without bpf_loop() verifies */
+		lose(HTTP_LOST_WORK_BOUND, conn->depth);
+	conn->over = 1;
+}
+
 /* Handshakes: which end this is, and the first sequence numbers. */
 SEC("sockops")
 int http_handshake(struct bpf_sock_ops *ops)
 {
+	struct bpf_sock *sk = ops->sk;
 	struct socket_note *note;
 
-	if (!ops->sk)
+	if (!sk)
 		return 1;
 	switch (ops->op) {
 	case BPF_SOCK_OPS_TCP_CONNECT_CB:
-		note = bpf_sk_storage_get(&notes, ops->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+		note = bpf_sk_storage_get(&notes, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 		if (note)
 			note->flags = SOCKET_CONNECTING;
+		/* the socket may have had another connection before */
+		bpf_sk_storage_delete(&conns, sk);
+		bpf_sk_storage_delete(&kept, sk);
 		break;
 	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
 	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
-		note = bpf_sk_storage_get(&notes, ops->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+		note = bpf_sk_storage_get(&notes, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 		if (!note)
 			break;
 		note->next[IN] = ops->rcv_nxt;
@@ -794,6 +836,12 @@ int http_handshake(struct bpf_sock_ops *ops)
 		note->flags = SOCKET_OPENED | (note->flags & SOCKET_EARLY);
 		if (ops->op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB)
 			note->flags |= SOCKET_SERVER;
+		bpf_sock_ops_cb_flags_set(ops,
+					  ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
+		break;
+	case BPF_SOCK_OPS_STATE_CB:
+		if (ops->args[1] == BPF_TCP_CLOSE)
+			socket_closed(sk, ops->args[0]);
 		break;
 	}
 	return 1;

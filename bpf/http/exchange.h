@@ -72,9 +72,9 @@ static __always_inline bool cache_fits(struct conn *conn, struct exchange *e, u1
 }
 
 /* The owner of a socket that was there before the start is found a little later. */
-static __always_inline void find_owner(struct __sk_buff *skb, struct conn *conn)
+static __always_inline void find_owner(struct bpf_sock *sk, struct conn *conn)
 {
-	struct socket_note *note = skb->sk ? bpf_sk_storage_get(&notes, skb->sk, 0, 0) : NULL;
+	struct socket_note *note = bpf_sk_storage_get(&notes, sk, 0, 0);
 
 	if (note)
 		conn->pid = note->pid;
@@ -120,7 +120,7 @@ static __always_inline u32 exchange_slot(struct conn *conn, struct exchange *e, 
 }
 
 /* Counts the oldest exchange with the answer noted in conn. All times are on one clock. */
-static __always_inline void exchange_count(struct __sk_buff *skb, struct conn *conn)
+static __always_inline void exchange_count(struct bpf_sock *sk, struct conn *conn)
 {
 	struct exchange *e = &conn->oldest;
 	u16 status = conn->answer_status;
@@ -130,7 +130,7 @@ static __always_inline void exchange_count(struct __sk_buff *skb, struct conn *c
 	if (unlikely(e->flags & EXCHANGE_BAD))
 		return;
 	if (unlikely(!conn->pid))
-		find_owner(skb, conn);
+		find_owner(sk, conn);
 	ns = conn->answer_end_ns > e->start_ns ? conn->answer_end_ns - e->start_ns : 0;
 	ttfb_ns = conn->answer_first_ns > e->start_ns ? conn->answer_first_ns - e->start_ns : 0;
 	series_add(exchange_slot(conn, e, status, error), ns, ttfb_ns, e->request_bytes,
@@ -140,7 +140,7 @@ static __always_inline void exchange_count(struct __sk_buff *skb, struct conn *c
 }
 
 /* The oldest request leaves; the next one takes its place. */
-static __always_inline void queue_pop(struct __sk_buff *skb, struct conn *conn)
+static __always_inline void queue_pop(struct bpf_sock *sk, struct conn *conn)
 {
 	struct queue *q;
 
@@ -152,7 +152,7 @@ static __always_inline void queue_pop(struct __sk_buff *skb, struct conn *conn)
 	conn->depth--;
 	if (likely(!conn->depth))
 		return;
-	q = skb->sk ? bpf_sk_storage_get(&queues, skb->sk, 0, 0) : NULL;
+	q = bpf_sk_storage_get(&queues, sk, 0, 0);
 	if (!q)
 		return;
 	conn->oldest = q->slot[conn->head & (QUEUE_MAX - 1)];
@@ -469,14 +469,14 @@ static __always_inline u32 ending_step(struct conn *conn)
 }
 
 /* Counts the oldest exchange where that is due, and lets it go. */
-static __always_inline void finish(struct __sk_buff *skb, struct conn *conn, u32 what)
+static __always_inline void finish(struct bpf_sock *sk, struct conn *conn, u32 what)
 {
 	if (what == STAYS)
 		return;
 	if (what == COUNTED)
-		exchange_count(skb, conn);
+		exchange_count(sk, conn);
 	conn->answered = 0;
-	queue_pop(skb, conn);
+	queue_pop(sk, conn);
 }
 
 #endif
