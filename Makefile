@@ -40,7 +40,7 @@ KERNEL_TESTS := $(wildcard tests/kernel)
 .PHONY: help
 help:
 	@sed -n '/^# make /s/^# //p' Makefile
-	@echo 'also: lint format format-check types bpf wheel test-unit test-kernel test-kernels bench clean'
+	@echo 'also: fuzz lint format format-check types bpf wheel test-unit test-kernel test-kernels bench clean'
 
 # --- what is needed -------------------------------------------------------------------------
 
@@ -143,6 +143,19 @@ test-kernel: dev bpf
 # The same tests on other kernels, in QEMU; needs root.
 test-kernels: dev bpf
 	@$(SUDO) tests/kernels/run $(ARGS)
+
+# Pure parts of the kernel programs, built for this machine, under sanitizers.
+FUZZ_SECONDS ?= 60
+.PHONY: host fuzz
+host: dev
+	@$(MAKE) -s -f tests/host/build.mk CLANG='$(CLANG)' host-programs host-fuzzer
+test test-unit: host
+
+fuzz: host
+	@PYTHONPATH=tests/unit $(BIN)/python -B -m h1_messages build/host/corpus
+	@build/host/h1_fuzz -max_total_time=$(FUZZ_SECONDS) -max_len=2048 -verbosity=0 \
+		-dict=tests/host/h1.dict -artifact_prefix=build/host/ build/host/corpus
+	@echo 'fuzz: nothing found in $(FUZZ_SECONDS) s'
 
 .PHONY: bench bench-objects
 bench-objects: bpf $(patsubst bench/bpf/%.bpf.c,build/bench/%.bpf.o,$(wildcard bench/bpf/*.bpf.c))

@@ -328,11 +328,8 @@ static __always_inline u32 load_window(struct __sk_buff *skb, struct conn *conn,
 	if (n > H1_WINDOW)
 		n = H1_WINDOW;
 	if (conn->source == KEPT)
-		return kept_load(conn, stream, n);
-	n = bounded(n, H1_WINDOW);
-	if (!n)
-		return 0;
-	return bpf_skb_load_bytes(skb, conn->off, conn->window, n) ? 0 : n;
+		return kept_load(CONN_ALONE(skb, conn), n);
+	return load_bytes(skb, conn->off, conn->window, n, H1_WINDOW) ? n : 0;
 }
 
 /* Bytes that are skipped by count. True: the message has ended. */
@@ -405,8 +402,7 @@ static __always_inline u32 short_way(struct __sk_buff *skb, struct conn *conn)
 		return 0;
 	if (n > H1_WINDOW)
 		n = H1_WINDOW;
-	n = bounded(n, H1_WINDOW);
-	if (!n || bpf_skb_load_bytes(skb, conn->off, desk->window, n))
+	if (!load_bytes(skb, conn->off, desk->window, n, H1_WINDOW))
 		goto out;
 	short_find(desk, n);
 	if (desk->found.end && desk->found.end <= n && short_read(conn, desk))
@@ -417,8 +413,20 @@ out:
 }
 #endif
 
+/* Are the texts of the request that begins here wanted? Makes room for them. */
+APART int text_begin(CONN_ONLY)
+{
+	FIND_CONN(skb);
+
+	if (!conn || !log_wants(conn))
+		return 0;
+	__builtin_memset(&conn->text, 0, sizeof(conn->text));
+	return 1;
+}
+
 /* A message may begin here: notes the time, and whether its texts are wanted. */
-static __always_inline void message_begin(struct conn *conn, struct stream *stream, bool is_request)
+static __always_inline void message_begin(struct __sk_buff *skb, struct conn *conn,
+					  struct stream *stream, bool is_request)
 {
 	struct h1 *p = &stream->h1;
 
@@ -430,10 +438,8 @@ static __always_inline void message_begin(struct conn *conn, struct stream *stre
 		conn->early_ns = 0;
 	}
 	p->flags &= ~H1_KEEP_TEXT;
-	if (likely(!log_wants(conn)))
-		return;
-	p->flags |= H1_KEEP_TEXT;
-	__builtin_memset(&conn->text, 0, sizeof(conn->text));
+	if (unlikely(log_flags & LOG_ON) && text_begin(CONN_ALONE(skb, conn)))
+		p->flags |= H1_KEEP_TEXT;
 }
 
 /* A head has ended. True: so has its message. */
@@ -442,9 +448,9 @@ static __always_inline bool head_ended(struct __sk_buff *skb, struct conn *conn,
 {
 	u32 after = is_request ? request_head(skb, conn, stream) : answer_head(conn, stream);
 
-	if (unlikely(after == BROKEN))
+	if (unlikely(after == H1_BODY_BAD))
 		conn_bad(skb, conn, stream);
-	return after == NO_BODY;
+	return after == H1_BODY_NONE;
 }
 
 /* Reads one window up to the first event; enum h1_event. */
@@ -476,7 +482,7 @@ static __always_inline bool parse(struct __sk_buff *skb, struct conn *conn, stru
 	u32 n = 0;
 
 	if (likely(p->state == H1_START)) {
-		message_begin(conn, stream, is_request);
+		message_begin(skb, conn, stream, is_request);
 		n = p->flags & H1_KEEP_TEXT ? 0 : short_way(skb, conn);
 	}
 	if (likely(n))
@@ -699,7 +705,7 @@ static __always_inline void leave(struct __sk_buff *skb, struct conn *conn)
 	u32 mine = 1;
 
 	for (u32 i = 0; i < 32; i++) {
-		u32 held = fetch_add(&conn->lock, -mine);
+		u32 held = fetch_add(&conn->lock, &conn->spin, -mine);
 
 		if (likely(held == mine))
 			return;
@@ -723,7 +729,7 @@ static __always_inline bool enter_later(struct __sk_buff *skb, struct conn *conn
 	}
 	if (s->len && !keep(skb, direction, s->seq, s->off, s->len))
 		lose(HTTP_LOST_HOLE, 1);
-	return fetch_add(&conn->lock, 1) == 0;
+	return fetch_add(&conn->lock, &conn->spin, 1) == 0;
 }
 
 static __always_inline int on_segment(struct __sk_buff *skb, u32 direction)
@@ -746,7 +752,7 @@ static __always_inline int on_segment(struct __sk_buff *skb, u32 direction)
 		return PASS;
 	if (unlikely(s.flags & TCP_RST))
 		conn->reset = 1;
-	if (unlikely(*(volatile u32 *)&conn->lock.value || fetch_add(&conn->lock, 1))) {
+	if (unlikely(*(volatile u32 *)&conn->lock || fetch_add(&conn->lock, &conn->spin, 1))) {
 		if (!enter_later(skb, conn, &s, direction))
 			return PASS;
 		conn->avail = 0;
@@ -771,40 +777,38 @@ int http_segment(struct __sk_buff *skb)
 	return on_segment(skb, skb->ingress_ifindex ? IN : OUT);
 }
 
-struct ending {
-	struct bpf_sock *sk;
-	struct conn *conn;
-};
-
-LOOP_BODY ending_turn(u32 turn, void *state)
+/* The oldest exchange of a connection that has ended leaves. 1: none is left. */
+__noinline int ending_turn(struct bpf_sock_ops *ops CONN_PARAMETER)
 {
-	struct ending *ending = state;
-	u32 what = ending_step(ending->conn);
+	FIND_CONN(ops);
+	struct bpf_sock *sk = ops->sk;
+	u32 what;
 
-	finish(ending->sk, ending->conn, what);
-	return what == STAYS && !ending->conn->answered;
+	if (!conn || !sk)
+		return 1;
+	what = ending_step(conn);
+	finish(sk, conn, what);
+	return what == STAYS && !conn->answered;
 }
 
 /*
  * The socket is closed, perhaps without a last packet: a peer that went away,
  * or an end that did not wait for its answer. Counts what is left.
  */
-static __always_inline void socket_closed(struct bpf_sock *sk, u32 old_state)
+static __always_inline void socket_closed(struct bpf_sock_ops *ops, struct bpf_sock *sk)
 {
 	struct conn *conn = bpf_sk_storage_get(&conns, sk, 0, 0);
-	struct ending ending = { .sk = sk, .conn = conn };
 
 	if (!conn || conn->over)
 		return;
 	conn->closed = 1;
-	if (fetch_add(&conn->lock, 1))
+	if (fetch_add(&conn->lock, &conn->spin, 1))
 		return; /* whoever is at work there finds it closed */
-	conn->ending = old_state == BPF_TCP_ESTABLISHED ? HTTP_ERROR_RESET : HTTP_ERROR_CLOSED;
+	conn->ending = ops->args[0] == BPF_TCP_ESTABLISHED ? HTTP_ERROR_RESET : HTTP_ERROR_CLOSED;
 	conn->now_ns = bpf_ktime_get_ns();
-	LOOP(QUEUE_MAX + 4, 4, ending_turn, &ending);
-	if (conn->depth &&
-	    conn->sync == SYNCED) /* more than a kernel without bpf_loop() verifies */
-		lose(HTTP_LOST_WORK_BOUND, conn->depth);
+	for (u32 i = 0; i < QUEUE_MAX + 4; i++)
+		if (ending_turn(ops CONN_ARGUMENT(conn)))
+			break;
 	conn->over = 1;
 }
 
@@ -841,7 +845,7 @@ int http_handshake(struct bpf_sock_ops *ops)
 		break;
 	case BPF_SOCK_OPS_STATE_CB:
 		if (ops->args[1] == BPF_TCP_CLOSE)
-			socket_closed(sk, ops->args[0]);
+			socket_closed(ops, sk);
 		break;
 	}
 	return 1;

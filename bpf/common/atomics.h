@@ -10,26 +10,27 @@
 
 #include "common/kernel.h"
 
-struct counter_word {
+/* A member of the map's value itself: Linux 5.10 looks no deeper. */
 #ifdef PODSCOPE_NO_ATOMICS
-	struct bpf_spin_lock spin;
-#endif
-	u32 value;
+#define word_lock bpf_spin_lock
+#else
+struct word_lock {
 };
+#endif
 
 /* Adds, and returns what the word held before. */
-static __always_inline u32 fetch_add(struct counter_word *word, s32 n)
+static __always_inline u32 fetch_add(u32 *word, struct word_lock *spin, s32 n)
 {
 #ifdef PODSCOPE_NO_ATOMICS
 	u32 before;
 
-	bpf_spin_lock(&word->spin);
-	before = word->value;
-	word->value = before + n;
-	bpf_spin_unlock(&word->spin);
+	bpf_spin_lock(spin);
+	before = *word;
+	*word = before + n;
+	bpf_spin_unlock(spin);
 	return before;
 #else
-	return __sync_fetch_and_add(&word->value, n);
+	return __sync_fetch_and_add(word, n);
 #endif
 }
 

@@ -72,4 +72,20 @@ static __always_inline bool segment_parse(struct __sk_buff *skb, struct segment 
 	return s->len || (flags & (TCP_FIN | TCP_RST));
 }
 
+/*
+ * Copies 1..max bytes of the packet, max being a power of two; false: none.
+ * Older verifiers learn nothing from a test against 0, so the length is put in
+ * a form whose bounds they see.
+ */
+static __always_inline bool load_bytes(struct __sk_buff *skb, u32 off, void *to, u64 n, u64 max)
+{
+	u64 last = n - 1;
+
+	if (!n || n > max)
+		return false;
+	opaque(last);
+	last &= max - 1;
+	return !bpf_skb_load_bytes(skb, off, to, last + 1);
+}
+
 #endif

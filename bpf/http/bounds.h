@@ -3,7 +3,8 @@
 #ifndef __PODSCOPE_BOUNDS_H
 #define __PODSCOPE_BOUNDS_H
 
-#include "http/conn.h"
+#include "common/types.h"
+#include "http/http.h"
 
 #define FIRST_POWER 10
 #define GUESSES 512
@@ -184,14 +185,16 @@ static __always_inline u32 log2_u64(u64 v)
  */
 static __always_inline u32 bucket_of(u64 ns)
 {
-	u32 power, guess;
+	u32 power, at, guess;
 
 	if (ns <= bucket_limit[0])
 		return 0;
 	if (ns > bucket_limit[HTTP_BUCKETS - 2])
 		return HTTP_BUCKETS - 1;
 	power = log2_u64(ns);
-	guess = bucket_guess[((power - FIRST_POWER) << 4 | ((ns >> (power - 4)) & 15)) & (GUESSES - 1)];
+	at = (power - FIRST_POWER) << 4 | ((ns >> (power - 4)) & 15);
+	opaque(at); /* its bound stays the last step: Linux 5.10 understands no other */
+	guess = bucket_guess[at & (GUESSES - 1)];
 	if (ns > bucket_limit[guess & (HTTP_BUCKETS - 1)])
 		guess++;
 	if (ns > bucket_limit[guess & (HTTP_BUCKETS - 1)])

@@ -64,7 +64,8 @@ struct stream {
 
 /* What every packet touches comes first: few cache lines. */
 struct conn {
-	struct counter_word lock;
+	struct word_lock spin;
+	u32 lock;         /* how many are here, or have left bytes for who is */
 	u8 side;          /* enum http_side; decides which stream has the requests */
 	u8 sync;          /* enum sync_state */
 	u8 unsync_reason; /* enum http_lost */
@@ -190,9 +191,11 @@ static __always_inline void desk_leave(struct desk *desk)
 /*
  * How a global function gets at the connection: as an argument where the
  * verifier takes pointers to memory (Linux kernel commit e5069b9c23b3, "bpf: Support
- * pointers in global func args", in v5.13), else by looking it up again.
+ * pointers in global func args", in v5.13), else by looking it up again. What is
+ * APART is verified on its own there: all in one is more than they verify.
  */
 #ifdef PODSCOPE_NO_LOOP
+#define APART __noinline
 #define CONN_PARAMETER
 #define CONN_ARGUMENT(conn)
 #define CONN_ONLY             struct __sk_buff *skb
@@ -200,6 +203,7 @@ static __always_inline void desk_leave(struct desk *desk)
 #define FIND_CONN(skb)                                                                             \
 	struct conn *conn = (skb)->sk ? bpf_sk_storage_get(&conns, (skb)->sk, 0, 0) : NULL
 #else
+#define APART                 static __always_inline
 #define CONN_PARAMETER        , struct conn *conn
 #define CONN_ARGUMENT(conn)   , conn
 #define CONN_ONLY             struct conn *conn /* of functions that need no packet */

@@ -276,34 +276,12 @@ __noinline int request_route(CONN_ONLY)
 	return 0;
 }
 
-/* What follows a head. */
-enum after {
-	BROKEN, /* framing that RFC 9112 forbids */
-	BODY,
-	NO_BODY, /* the message has ended */
-};
-
-/* Sets up the body that the head's fields announce, beyond those without one (RFC 9112 6.3). */
-static __always_inline u32 body_begin(struct h1 *p)
-{
-	if (p->flags & H1_CHUNKED) {
-		p->state = H1_CHUNK_SIZE;
-		p->flags &= ~H1_DIGITS;
-		p->number = 0;
-		return BODY;
-	}
-	if (!p->length)
-		return NO_BODY;
-	p->state = H1_BODY;
-	p->remaining = p->length;
-	return BODY;
-}
-
 /* A request's head has ended. */
 static __always_inline u32 request_head(struct __sk_buff *skb, struct conn *conn,
 					struct stream *stream)
 {
 	struct h1 *p = &stream->h1;
+	u32 body = h1_request_body(p);
 	struct exchange e = {
 		.start_ns = stream->first_ns,
 		.number = conn->number++,
@@ -313,8 +291,8 @@ static __always_inline u32 request_head(struct __sk_buff *skb, struct conn *conn
 
 	if (unlikely(conn->sync == IDLE))
 		conn->sync = PROVING;
-	if (unlikely(p->flags & H1_OTHER_CODING) && p->method != HTTP_CONNECT)
-		return BROKEN;
+	if (unlikely(body == H1_BODY_BAD))
+		return body;
 	if (with_routes && p->method != HTTP_CONNECT) {
 		request_route(CONN_ALONE(skb, conn));
 		e.route = conn->raw_route;
@@ -327,12 +305,10 @@ static __always_inline u32 request_head(struct __sk_buff *skb, struct conn *conn
 		if (p->method == HTTP_HEAD || p->method == HTTP_CONNECT) {
 			/* the answer's framing hangs on a method that is not kept */
 			unsync_lost(conn, HTTP_LOST_QUEUE_FULL);
-			return BODY;
+			return H1_BODY_FOLLOWS;
 		}
 	}
-	if (p->method == HTTP_CONNECT)
-		return NO_BODY;
-	return body_begin(p);
+	return body;
 }
 
 /* An answer has ended, whole or (with an error) not. */
@@ -408,17 +384,17 @@ static __always_inline u8 answered_method(struct conn *conn)
 static __always_inline u32 answer_head(struct conn *conn, struct stream *stream)
 {
 	struct h1 *p = &stream->h1;
-	u8 method = answered_method(conn);
+	u32 body = h1_answer_body(p, answered_method(conn));
 
-	if (unlikely(p->status < 200) && p->status != 101) {
+	if (unlikely(body == H1_BODY_INTERIM)) {
 		h1_reset(p);
-		return BODY;
+		return H1_BODY_FOLLOWS;
 	}
 	if (unlikely(conn->sync == PROVING)) {
 		if (!(conn->oldest.flags & EXCHANGE_WHOLE)) {
 			lose(conn->unsync_reason, 1);
 			unsync(conn, conn->unsync_reason);
-			return BODY;
+			return H1_BODY_FOLLOWS;
 		}
 		conn->sync = SYNCED;
 	}
@@ -426,17 +402,12 @@ static __always_inline u32 answer_head(struct conn *conn, struct stream *stream)
 		lose(conn->unsync_reason, 1);
 	else if (unlikely(!conn->depth) && !conn->overflow)
 		lose(HTTP_LOST_UNREQUESTED, 1);
-	if (unlikely(p->status == 101) || (method == HTTP_CONNECT && p->status < 300)) {
+	if (unlikely(body == H1_BODY_TUNNEL)) {
 		conn->tunnel = 1;
-		return NO_BODY;
+		return H1_BODY_NONE;
 	}
 	request_resume(conn);
-	if (method == HTTP_HEAD || p->status == 204 || p->status == 304)
-		return NO_BODY;
-	if ((p->flags & (H1_CHUNKED | H1_HAS_LENGTH)) && !(p->flags & H1_OTHER_CODING))
-		return body_begin(p);
-	p->state = H1_BODY_CLOSE;
-	return BODY;
+	return body;
 }
 
 /* Is an answer's head behind us and its body not yet whole? */

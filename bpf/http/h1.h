@@ -254,6 +254,56 @@ static __always_inline void h1_reset(struct h1 *p)
 	p->token = 0;
 }
 
+/* What follows a head. */
+enum h1_body {
+	H1_BODY_NONE,    /* the message ends with its head */
+	H1_BODY_FOLLOWS, /* the state says how it is read */
+	H1_BODY_BAD,     /* its end cannot be known */
+	H1_BODY_INTERIM, /* an answer before the answer: 1xx */
+	H1_BODY_TUNNEL,  /* what follows is another protocol, in both directions */
+};
+
+/* Sets up the body that the head's fields announce. */
+static __always_inline u32 h1_body_begin(struct h1 *p)
+{
+	if (p->flags & H1_CHUNKED) {
+		p->state = H1_CHUNK_SIZE;
+		p->flags &= ~H1_DIGITS;
+		p->number = 0;
+		return H1_BODY_FOLLOWS;
+	}
+	if (!p->length)
+		return H1_BODY_NONE;
+	p->state = H1_BODY;
+	p->remaining = p->length;
+	return H1_BODY_FOLLOWS;
+}
+
+/* A request's head has ended; CONNECT has no content (RFC 9110 9.3.6). */
+static __always_inline u32 h1_request_body(struct h1 *p)
+{
+	if (unlikely(p->method == HTTP_CONNECT))
+		return H1_BODY_NONE;
+	if (unlikely(p->flags & H1_OTHER_CODING))
+		return H1_BODY_BAD;
+	return h1_body_begin(p);
+}
+
+/* An answer's head has ended; `method` is that of its request (RFC 9112 6.3). */
+static __always_inline u32 h1_answer_body(struct h1 *p, u8 method)
+{
+	if (unlikely(p->status < 200) && p->status != 101)
+		return H1_BODY_INTERIM;
+	if (unlikely(p->status == 101) || (method == HTTP_CONNECT && p->status < 300))
+		return H1_BODY_TUNNEL;
+	if (method == HTTP_HEAD || p->status == 204 || p->status == 304)
+		return H1_BODY_NONE;
+	if ((p->flags & (H1_CHUNKED | H1_HAS_LENGTH)) && !(p->flags & H1_OTHER_CODING))
+		return h1_body_begin(p);
+	p->state = H1_BODY_CLOSE;
+	return H1_BODY_FOLLOWS;
+}
+
 /* One Content-Length value has ended; equal ones may repeat (RFC 9110 8.6). */
 static __always_inline int h1_length_value(struct h1 *p)
 {

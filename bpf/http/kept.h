@@ -30,7 +30,7 @@ struct block {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 4096);
+	__uint(max_entries, 8192);
 	__type(key, struct block_key);
 	__type(value, struct block);
 } blocks SEC(".maps");
@@ -129,25 +129,13 @@ static __always_inline u32 ranges_ready(struct ranges *r, u32 direction, u32 nex
 	return ready;
 }
 
-/* A number of bytes in 1..max, in a form that every verifier understands; else 0. */
-static __always_inline u64 bounded(u64 n, u64 max)
-{
-	opaque(n);
-	if (n == 0)
-		return 0;
-	opaque(n);
-	if (n > max)
-		return 0;
-	return n;
-}
-
 /* Copies one piece of the packet to its block; returns its length, 0 on failure. */
 static __always_inline u32 block_fill(struct __sk_buff *skb, struct block_key *key, u32 seq,
 				      u32 off, u32 len)
 {
 	u32 in = seq & (BLOCK - 1);
 	struct block *block;
-	u64 n;
+	u32 n;
 
 	key->block = seq / BLOCK;
 	block = bpf_map_lookup_elem(&blocks, key);
@@ -160,10 +148,7 @@ static __always_inline u32 block_fill(struct __sk_buff *skb, struct block_key *k
 	n = BLOCK - in;
 	if (n > len)
 		n = len;
-	n = bounded(n, BLOCK);
-	if (!n || bpf_skb_load_bytes(skb, off, block->data + in, n))
-		return 0;
-	return n;
+	return load_bytes(skb, off, block->data + in, n, BLOCK) ? n : 0;
 }
 
 /* block_fill() for a connection: a global function is verified once, not in every turn. */
@@ -229,13 +214,21 @@ LOOP_BODY kept_byte(u32 turn, void *state)
 }
 
 /* Copies kept bytes from the stream's next one on to the window; returns how many. */
-static __always_inline u32 kept_load(struct conn *conn, struct stream *stream, u32 len)
+APART int kept_load(CONN_ONLY, u32 len)
 {
-	struct block_key key = { .id = conn->kept_id, .direction = conn->direction };
-	struct kept_copy copy = { .conn = conn, .in = stream->next & (BLOCK - 1) };
-	u32 n = BLOCK - copy.in;
+	FIND_CONN(skb);
+	struct kept_copy copy = { .conn = conn };
+	struct block_key key = {};
+	u32 n, next;
 
-	key.block = stream->next / BLOCK;
+	if (!conn)
+		return 0;
+	next = conn->stream[conn->direction & 1].next;
+	key.id = conn->kept_id;
+	key.direction = conn->direction;
+	key.block = next / BLOCK;
+	copy.in = next & (BLOCK - 1);
+	n = BLOCK - copy.in;
 	copy.block = bpf_map_lookup_elem(&blocks, &key);
 	if (!copy.block)
 		return 0;

@@ -3,10 +3,6 @@
 #include <inttypes.h>
 #include <stdio.h>
 
-#include "common/types.h"
-#include "http/http.h"
-
-#define __PODSCOPE_CONN_H /* of conn.h, the tables need only the two headers above */
 #include "http/bounds.h"
 
 int main(void)

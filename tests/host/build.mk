@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # Pure parts of the kernel programs, built for the host: `make -f tests/host/build.mk`.
 
-CLANG ?= clang-19
-HOST_CC := $(shell command -v $(CLANG) || command -v gcc || echo $(CLANG))
+CLANG ?= $(shell for c in clang-19 clang-20 clang-21 clang; do command -v $$c && exit; done)
+HOST_CC := $(firstword $(CLANG) gcc)
 HOST_OUT ?= build/host
 HOST_CFLAGS := -std=gnu11 -g -O1 -Wall -Wextra -Werror -Wno-unused-function -Wno-unused-parameter \
 	-Wno-unknown-warning-option -Wno-implicit-fallthrough -fsanitize=address,undefined \

@@ -10,7 +10,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "h1_body.h"
 #include "http/head.h"
 
 #define FRAMING (H1_HAS_LENGTH | H1_CHUNKED | H1_OTHER_CODING | H1_HAS_UPGRADE)

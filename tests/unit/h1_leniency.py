@@ -8,40 +8,133 @@ each change has a name. The list of names is the list of leniencies.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from dataclasses import field
 
 TCHAR = rb"[-!#$%&'*+.^_`|~0-9A-Za-z]"
 FRAMING = (b"content-length", b"transfer-encoding")
 
+
+@dataclass(frozen=True)
+class Leniency:
+    """Something the parser takes and h11 does not, or not in the same sense."""
+
+    why: str
+    example: bytes  # one request or answer
+
+
+@dataclass(frozen=True)
+class Strictness:
+    """Something the parser refuses and another does not."""
+
+    pattern: bytes
+    example: bytes
+    why: str
+
+
 LENIENCIES = {
-    "empty lines first": "RFC 9112 2.2 asks servers for it; answers are read the same way",
-    "bytes from 0x80 on in a target": "sent as they are by many clients",
-    "text of the status line": "any bytes up to the line's end",
-    "a line that is no field": "skipped, with what is folded under it",
-    "a fold behind the start line": "skipped, as RFC 9112 2.2 allows",
-    "control in a value": "NUL, bare CR, VT and FF outside of framing",
-    "a bare CR in Content-Length": "before or behind the digits",
-    "equal lengths, written differently": "05 and 5",
-    "codings before chunked": "the last one frames the body (RFC 9112 6.3)",
-    "an empty list of codings": "RFC 9110 5.6.1: empty elements do not count",
-    "another coding: until the close": "answers only (RFC 9112 6.3)",
-    "no Host, or several": "framing does not hang on it",
-    "content of CONNECT": "there is none: what follows waits for the answer",
-    "a chunk's line": "bare LF, and anything behind the size as an extension",
-    "a bare LF behind a chunk": "as in heads",
-    "trailers": "skipped unread",
+    "empty lines first": Leniency(
+        "RFC 9112 2.2 asks servers for it; answers are read the same way",
+        b"\r\n\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+    ),
+    "bytes from 0x80 on in a target": Leniency(
+        "clients send them", b"GET /\xc3\xa9 HTTP/1.1\r\nHost: a\r\n\r\n"
+    ),
+    "text of the status line": Leniency(
+        "any bytes up to the line's end", b"HTTP/1.1 204 a\x00b\r\n\r\n"
+    ),
+    "a line that is no field": Leniency(
+        "skipped, with what is folded under it",
+        b"GET / HTTP/1.1\r\nHost: a\r\nno field\r\n Content-Length: 5\r\n\r\n",
+    ),
+    "a fold behind the start line": Leniency(
+        "skipped, as RFC 9112 2.2 allows",
+        b"GET / HTTP/1.1\r\n Content-Length: 5\r\nHost: a\r\n\r\n",
+    ),
+    "control in a value": Leniency(
+        "NUL, bare CR, VT and FF; CR is a space (RFC 9112 2.2)",
+        b"GET / HTTP/1.1\r\nHost: a\r\nX: a\x00\rb\r\n\r\n",
+    ),
+    "a bare CR in Content-Length": Leniency(
+        "a space: before or behind the digits",
+        b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: \r1\r\n\r\nx",
+    ),
+    "equal lengths, written differently": Leniency(
+        "numbers are compared", b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 1, 01\r\n\r\nx"
+    ),
+    "codings before chunked": Leniency(
+        "the last one frames the body (RFC 9112 6.3)",
+        b"PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+    ),
+    "an empty list of codings": Leniency(
+        "empty elements do not count (RFC 9110 5.6.1)",
+        b"PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: ,\r\nContent-Length: 1\r\n\r\nx",
+    ),
+    "another coding: until the close": Leniency(
+        "answers only (RFC 9112 6.3)",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\nContent-Length: 1\r\n\r\nxyz",
+    ),
+    "no Host, or several": Leniency("framing does not hang on it", b"GET / HTTP/1.1\r\n\r\n"),
+    "content of CONNECT": Leniency(
+        "there is none: what follows waits for the answer",
+        b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n",
+    ),
+    "a chunk's line": Leniency(
+        "bare LF, and anything behind the size as an extension",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1 x\nx\r\n0\r\n\r\n",
+    ),
+    "a bare LF behind a chunk": Leniency(
+        "as in heads",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\n0\r\n\r\n",
+    ),
+    "trailers": Leniency(
+        "skipped unread",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nno field\r\n\r\n",
+    ),
 }
 
 STRICTNESS = {
-    "a version that is not HTTP/1.x": rb"\A[\r\n]*([^ ]+ [^ ]+ )?HTTP/[02-9]\.",
-    "a method of more than 64 letters": rb"\A[\r\n]*" + TCHAR + rb"{65}",
-    "a status of 600 or more": rb"\A[\r\n]*HTTP/1\.[0-9] [6-9]",
-    "a fold on a field of framing": (
-        rb"(?i)\n(content-length|transfer-encoding):[^\n]*\n([ \t][^\n]*\n)*[ \t]"
+    "a version that is not HTTP/1.x": Strictness(
+        rb"\A[\r\n]*(HTTP/[02-9]\.|[^\n]* HTTP/[02-9]\.)",
+        b"GET / HTTP/2.0\r\nHost: a\r\n\r\n",
+        "nothing else is meant to be counted",
     ),
-    "a length of more than 2^56": rb"(?i)\n(content-length):[^\n]*[0-9]{17}",
-    "a chunk of more than 2^56 bytes": rb"\n0*[0-9A-Fa-f]{15}",
+    "a method of more than 64 letters": Strictness(
+        rb"\A[\r\n]*" + TCHAR + rb"{65}",
+        b"A" * 65 + b" / HTTP/1.1\r\nHost: a\r\n\r\n",
+        "tells text of other protocols",
+    ),
+    "a fold on a field of framing": Strictness(
+        rb"(?i)\n(content-length|transfer-encoding):[^\n]*\n([ \t][^\n]*\n)*[ \t]",
+        b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length:\r\n 1\r\n\r\nx",
+        "parsers differ on it: a way to smuggle",
+    ),
+    "a length of more than 2^56": Strictness(
+        rb"(?i)\ncontent-length:[^\n]*[0-9]{17}",
+        b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: " + b"9" * 20 + b"\r\n\r\n",
+        "no real content is as long",
+    ),
+    "a chunk of more than 2^56 bytes": Strictness(
+        rb"\n0*[0-9A-Fa-f]{15}",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"f" * 16 + b"\r\nx",
+        "no real content is as long",
+    ),
+}
+
+# What llhttp takes and the parser refuses, besides.
+LLHTTP_ONLY = {
+    "two spaces before the version": Strictness(
+        rb"\A[\r\n]*[^ \n]+ [^ \n]+  +HTTP/",
+        b"GET /  HTTP/1.1\r\nHost: a\r\n\r\n",
+        "RFC 9112 3: one space",
+    ),
+    "no version": Strictness(
+        rb"\A[\r\n]*[^ \n]+ [^ \n]+\r?\n", b"GET /\n\r\n", "HTTP/0.9 is another protocol"
+    ),
+    "a status below 100": Strictness(
+        rb"\A[\r\n]*HTTP/1\.[0-9] 0", b"HTTP/1.1 099 No\r\n\r\n", "RFC 9110 15: invalid"
+    ),
 }
 
 
@@ -81,9 +174,14 @@ def strictly(message: bytes, head: int, *, answers: bool, connect: bool = False)
     return out
 
 
-def allowed_refusals(stream: bytes) -> list[str]:
-    """Names of the rules by which the parser may refuse what h11 takes."""
-    return [name for name, pattern in STRICTNESS.items() if re.search(pattern, stream)]
+def allowed_refusals(stream: bytes, rules: Mapping[str, Strictness] = STRICTNESS) -> list[str]:
+    """Names of the rules by which the parser may refuse what another parser takes."""
+    return [name for name, rule in rules.items() if re.search(rule.pattern, stream)]
+
+
+def has_whole_head(raw: bytes) -> bool:
+    """Is there an empty line behind a start line?"""
+    return bool(re.search(rb"\n\r?\n", raw.lstrip(b"\r\n")))
 
 
 def _lines(head: bytes, out: Strict) -> list[bytes]:

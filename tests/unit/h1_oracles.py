@@ -68,7 +68,7 @@ def h11_answer(stream: bytes, method: str) -> Outcome:
         if not isinstance(head, h11.InformationalResponse | h11.Response):
             return Outcome(PARTIAL)
         interim = isinstance(head, h11.InformationalResponse)
-        tunnel = head.status_code == 101 or (method == "CONNECT" and head.status_code < 300)
+        tunnel = head.status_code == 101 or (method == "CONNECT" and 200 <= head.status_code < 300)
         if not interim and not tunnel:
             body, ended = _h11_content(parser)
             if not ended:
