@@ -157,16 +157,23 @@ static __always_inline bool log_wants(struct conn *conn)
 	return true;
 }
 
+static const struct h1_text no_text;
+
 /* After the head: keeps its texts until the answer, if the path is wanted. */
 static __always_inline u8 log_keep(struct __sk_buff *skb, struct conn *conn, u32 number)
 {
 	struct detail_key key = { .cookie = conn->cookie, .number = number };
+	struct h1_text *text;
 
 	if (!(conn->stream[request_direction(conn) & 1].h1.flags & H1_KEEP_TEXT))
 		return 0;
 	if (log_path_len && !log_path_matches(CONN_ALONE(skb, conn)))
 		return 0;
-	bpf_map_update_elem(&details, &key, &conn->text, BPF_ANY);
+	/* in two steps: before Linux 6.4 memory of an argument is no source of a map's value */
+	bpf_map_update_elem(&details, &key, &no_text, BPF_ANY);
+	text = bpf_map_lookup_elem(&details, &key);
+	if (text)
+		*text = conn->text;
 	return EXCHANGE_LOGGED;
 }
 

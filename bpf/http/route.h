@@ -191,20 +191,27 @@ static __always_inline void route_end(struct route_scan *s)
 		route_put(s, '/'); /* absolute-form without a path (RFC 9112 3.2.2) */
 }
 
+static const struct route_text no_route;
+
 /* The route's hash if this workload may use it, after putting up its text once. */
 static __always_inline u64 route_publish(struct conn *conn, struct route_scan *s)
 {
 	struct route_key key = { .hash = s->hash, .cgroup_id = conn->cgroup_id, .pid = conn->pid };
 	struct route_owner owner = { .cgroup_id = conn->cgroup_id, .pid = conn->pid };
 	u32 one = 1, *count;
+	struct route_text *text;
 
 	if (bpf_map_lookup_elem(&routes, &key))
 		return s->hash;
 	count = bpf_map_lookup_elem(&route_counts, &owner);
 	if (count && *count >= routes_per_workload)
 		goto full;
-	if (bpf_map_update_elem(&routes, &key, &s->route, BPF_NOEXIST))
+	/* in two steps: before Linux 6.4 memory of an argument is no source of a map's value */
+	if (bpf_map_update_elem(&routes, &key, &no_route, BPF_NOEXIST))
 		return bpf_map_lookup_elem(&routes, &key) ? s->hash : ROUTE_OTHER;
+	text = bpf_map_lookup_elem(&routes, &key);
+	if (text)
+		*text = s->route;
 	if (count)
 		__sync_fetch_and_add(count, 1);
 	else

@@ -186,6 +186,8 @@ class HttpSource:
         keys, texts = self._routes.items()
         found = {0: "", 1: "_OTHER"}
         for route, length, text in zip(keys["hash"], texts["len"], texts["text"], strict=True):
+            if not length:
+                continue  # it is being written
             raw = bytes(text).ljust(int(length), b"\0")[: int(length)]
             found[int(route)] = raw.decode("utf-8", "backslashreplace")
         return found
