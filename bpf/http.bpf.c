@@ -713,8 +713,24 @@ static __always_inline void leave(struct __sk_buff *skb, struct conn *conn)
 		conn->avail = 0;
 		http_work(skb CONN_ARGUMENT(conn));
 	}
-	conn->over = 1;
+	conn_forget(skb->sk, conn);
 	lose(HTTP_LOST_WORK_BOUND, 1);
+}
+
+/* Is the socket known to be of no interest? */
+static __always_inline bool is_ignored(struct bpf_sock *sk)
+{
+	struct socket_note *note = bpf_sk_storage_get(&notes, sk, 0, 0);
+
+	return note && note->flags & SOCKET_IGNORED;
+}
+
+/* The state of a connection of no interest goes, before its socket does. */
+static __noinline void conn_free(struct bpf_sock *sk)
+{
+	bpf_sk_storage_delete(&conns, sk);
+	bpf_sk_storage_delete(&kept, sk);
+	bpf_sk_storage_delete(&queues, sk);
 }
 
 /* The connection is in use elsewhere: leave the bytes there. True: it is ours now. */
@@ -742,7 +758,7 @@ static __always_inline int on_segment(struct __sk_buff *skb, u32 direction)
 		return PASS;
 	conn = bpf_sk_storage_get(&conns, sk, 0, 0);
 	if (unlikely(!conn)) {
-		if (!s.len || !conn_open(skb, direction))
+		if (!s.len || is_ignored(sk) || !conn_open(skb, direction))
 			return PASS;
 		conn = bpf_sk_storage_get(&conns, sk, 0, 0);
 		if (!conn)
@@ -764,6 +780,8 @@ static __always_inline int on_segment(struct __sk_buff *skb, u32 direction)
 	if (unlikely(!http_step(skb CONN_ARGUMENT(conn))))
 		http_work(skb CONN_ARGUMENT(conn));
 	leave(skb, conn);
+	if (unlikely(conn->over))
+		conn_free(sk);
 	return PASS;
 }
 
