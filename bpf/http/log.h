@@ -27,7 +27,7 @@ struct {
 } request_ring SEC(".maps");
 
 u32 log_sides;        /* bits by enum http_side; 0: all */
-u32 log_sampled;      /* requests seen, to take one in log_one_in */
+u32 log_sampled[4];   /* requests seen by side, to take one in log_one_in of each */
 u32 log_status_first; /* 0 and 0: all */
 u32 log_status_last;
 u32 log_port_first; /* 0 and 0: all */
@@ -149,9 +149,9 @@ static __always_inline bool log_wants(struct conn *conn)
 		return false;
 	if (log_one_in > 1) {
 #ifdef PODSCOPE_NO_ATOMICS
-		return log_sampled++ % log_one_in == 0;
+		return log_sampled[conn->side & 3]++ % log_one_in == 0;
 #else
-		return __sync_fetch_and_add(&log_sampled, 1) % log_one_in == 0;
+		return __sync_fetch_and_add(&log_sampled[conn->side & 3], 1) % log_one_in == 0;
 #endif
 	}
 	return true;

@@ -8,6 +8,7 @@ Exit codes: 0 done, 1 it could not be done, 2 wrong usage, 130 ended by Ctrl-C b
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import signal
 import sys
@@ -39,6 +40,7 @@ class Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    open_streams()
     try:
         return run(given)
     except PodscopeError as error:
@@ -48,8 +50,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGINT
     except BrokenPipeError:
         # The reader (head, less) has gone. Python flushes stdout at exit: let it go nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence()
         return 0
+    except OSError as error:
+        silence()
+        print(f"podscope: {why_not(error)}", file=sys.stderr)
+        return 1
+
+
+def why_not(error: OSError) -> str:
+    """One line for an error of the system that no command expected."""
+    said = error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+        return f"cannot write the output: {said}"
+    return f"{error.filename}: {said}" if error.filename else said
+
+
+def open_streams() -> None:
+    """Give programs that were started without stdout or stderr (``>&-``) a place to write to."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+
+
+def silence() -> None:
+    """Let stdout go nowhere: Python writes what is left of it at exit, and would fail again."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def run(given: Sequence[str]) -> int:
@@ -65,6 +93,9 @@ def run(given: Sequence[str]) -> int:
     parser.add_argument("--version", action="version", version=f"podscope {__version__}")
     parser.add_argument("command", nargs="?", metavar="COMMAND", help=argparse.SUPPRESS)
     parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    bad = next((word for word in given if not is_text(word)), None)
+    if bad is not None:
+        parser.error(f"argument {bad!r} is not UTF-8")
     # The command is the first word; everything after it is the command's own.
     chosen = parser.parse_args(given)
     if chosen.command is None:
@@ -82,6 +113,11 @@ def run(given: Sequence[str]) -> int:
     # A broken pipe shows here, where it can be told, and not at the interpreter's end.
     sys.stdout.flush()
     return code
+
+
+def is_text(word: str) -> bool:
+    """Whether an argument was UTF-8; bytes that are not arrive as lone surrogates (PEP 383)."""
+    return not any("\ud800" <= character <= "\udfff" for character in word)
 
 
 def epilog() -> str:

@@ -26,14 +26,18 @@ Ranges = tuple[tuple[int, int], ...]
 
 _UNITS_NS = {"ns": 1, "us": 10**3, "µs": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9,
              "h": 3600 * 10**9, "d": 86400 * 10**9}  # fmt: skip
-_PART = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)(ns|us|µs|ms|s|m|h|d)")
+_PART = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)(ns|us|µs|ms|s|m|h|d)")
+# Timers and the kernel's 64-bit nanoseconds take more; nobody asks for more.
+_MOST_DAYS = 36500
+# What the kernel programs keep of a path's glob (log_path in bpf/http.bpf.c), bytes.
+KERNEL_GLOB_BYTES = 64
 
 
 def duration_ns(text: str, option: str, *, least_ns: int = 1) -> int:
     """Nanoseconds of ``200ms``, ``1s``, ``1m30s``.
 
     Raises:
-        UsageError: not a duration, or shorter than ``least_ns``.
+        UsageError: not a duration, shorter than ``least_ns``, or longer than a hundred years.
     """
     parts = _PART.findall(text)
     if not parts or "".join(number + unit for number, unit in parts) != text:
@@ -41,6 +45,8 @@ def duration_ns(text: str, option: str, *, least_ns: int = 1) -> int:
     total = sum(round(float(number) * _UNITS_NS[unit]) for number, unit in parts)
     if total < least_ns:
         raise UsageError(f"{option}: {text} is too short; the least is {_plain(least_ns)}")
+    if total > _MOST_DAYS * _UNITS_NS["d"]:
+        raise UsageError(f"{option}: {text} is too long; the most is {_MOST_DAYS}d")
     return total
 
 
@@ -57,7 +63,7 @@ def one_in(text: str, option: str) -> int:
     Raises:
         UsageError: not such a share.
     """
-    found = re.fullmatch(r"1/(\d{1,9})", text)
+    found = re.fullmatch(r"1/([0-9]{1,9})", text)
     if found is None or int(found[1]) == 0:
         raise UsageError(f"{option}: not a share: {text!r}; write it as 1/100")
     return int(found[1])
@@ -73,7 +79,7 @@ def ports(text: str, option: str) -> Ranges:
 
 
 def _port_range(part: str, option: str) -> tuple[int, int]:
-    found = re.fullmatch(r"\s*(\d{1,5})(?:-(\d{1,5}))?\s*", part)
+    found = re.fullmatch(r"\s*([0-9]{1,5})(?:-([0-9]{1,5}))?\s*", part)
     first = int(found[1]) if found else 0
     last = int(found[2] or first) if found else 0
     if not 0 < first <= last <= 65535:
@@ -96,7 +102,7 @@ def _status_range(part: str, option: str) -> tuple[int, int]:
     if re.fullmatch(r"[1-9]xx", part):
         first = int(part[0]) * 100
         return first, first + 99
-    if re.fullmatch(r"[1-9]\d\d", part):
+    if re.fullmatch(r"[1-9][0-9][0-9]", part):
         return int(part), int(part)
     raise UsageError(
         f"{option}: not a status: {part!r}; write statuses as 5xx, 404 or 4xx,500 "
@@ -113,6 +119,31 @@ def side(text: str | None, option: str) -> str | None:
     if text is None or text in ("server", "client"):
         return text
     raise UsageError(f"{option}: not a side: {text!r}; write server or client, as {option} server")
+
+
+def glob(text: str | None, option: str, example: str) -> str | None:
+    """A glob as given, or None.
+
+    Raises:
+        UsageError: an empty one, which nothing matches.
+    """
+    if text == "":
+        raise UsageError(f"{option}: empty; write it as {option} {example!r}")
+    return text
+
+
+def kernel_glob(pattern: str) -> str:
+    """A glob that the kernel programs understand and that matches all that ``pattern`` matches.
+
+    They know ``*`` and ``?`` (one byte), and keep ``KERNEL_GLOB_BYTES`` bytes. What follows a set
+    in brackets, a ``?`` that could stand for a character of several bytes, or the last byte kept
+    becomes ``*``; ``Filter`` decides the rest.
+    """
+    cut = min((pattern.find(mark) for mark in "[?" if mark in pattern), default=len(pattern))
+    short = pattern[:cut] + "*" if cut < len(pattern) else pattern
+    if len(short.encode()) <= KERNEL_GLOB_BYTES:
+        return short
+    return short.encode()[: KERNEL_GLOB_BYTES - 1].decode("utf-8", "ignore") + "*"
 
 
 def dimensions(text: str, option: str) -> tuple[str, ...]:
@@ -137,7 +168,7 @@ def address(text: str, option: str) -> tuple[str, int]:
     Raises:
         UsageError: not an address.
     """
-    found = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]*):(\d{1,5})", text)
+    found = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]*):([0-9]{1,5})", text)
     if found is None or int(found[2]) > 65535:
         raise UsageError(f"{option}: not an address: {text!r}; write it as 127.0.0.1:9435")
     return found[1].strip("[]"), int(found[2])

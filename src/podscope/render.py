@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING
 from typing import Any
 from typing import TextIO
@@ -30,6 +31,7 @@ _BOLD = "\x1b[1m"
 _RED = "\x1b[31m"
 _DIM = "\x1b[2m"
 _PLAIN = "\x1b[0m"
+_GAP = "  "
 # DEC private modes: 1049 alternate screen, 25 cursor, 7 wrap of long lines.
 _ENTER = "\x1b[?1049h\x1b[?25l\x1b[?7l"
 _LEAVE = "\x1b[?7h\x1b[?25h\x1b[?1049l"
@@ -93,13 +95,20 @@ def rfc3339(times: Array) -> list[str]:
     return [text + "Z" for text in texts]
 
 
-def csv_lines(fields: Sequence[Field], columns: Mapping[str, Array], *, header: bool) -> str:
+def csv_header(fields: Sequence[Field]) -> str:
+    """The first line of CSV: names of fields."""
+    return ",".join(field.name for field in fields) + "\n"
+
+
+def csv_lines(
+    fields: Sequence[Field], columns: Mapping[str, Array], *, header: bool = False
+) -> str:
     """Comma-separated values (RFC 4180 but for the line ends); empty where a field is absent."""
     shown = [field for field in fields if field.name in columns]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     if header:
-        writer.writerow([field.name for field in shown])
+        text.write(csv_header(shown))
     cells = [_csv_cells(field, columns[field.name]) for field in shown]
     writer.writerows(zip(*cells, strict=True))
     return text.getvalue()
@@ -229,13 +238,35 @@ class Table:
     rows: Sequence[Sequence[str]]
     alert: int | None = None
 
+    @property
+    def widths(self) -> list[int]:
+        """Characters of each column."""
+        return [
+            max([len(title), *(len(row[place]) for row in self.rows)])
+            for place, title in enumerate(self.titles)
+        ]
+
+    @property
+    def width(self) -> int:
+        """Characters of a line."""
+        return sum(self.widths) + len(_GAP) * (len(self.titles) - 1)
+
+    def without(self, title: str) -> Table:
+        """The table without the column of this title, if it has one after the alert's."""
+        if title not in self.titles:
+            return self
+        place = self.titles.index(title)
+        return replace(
+            self,
+            titles=(*self.titles[:place], *self.titles[place + 1 :]),
+            right=(*self.right[:place], *self.right[place + 1 :]),
+            rows=[(*row[:place], *row[place + 1 :]) for row in self.rows],
+        )
+
 
 def table_lines(table: Table, *, colour: bool = False) -> list[str]:
     """A header line and one line a row, in columns two spaces apart."""
-    widths = [
-        max([len(title), *(len(row[place]) for row in table.rows)])
-        for place, title in enumerate(table.titles)
-    ]
+    widths = table.widths
     header = _joined(_padded(table.titles, widths, table.right))
     lines = [f"{_BOLD}{header}{_PLAIN}" if colour else header]
     for row in table.rows:
@@ -254,7 +285,7 @@ def _padded(row: Sequence[str], widths: Sequence[int], right: Sequence[bool]) ->
 
 
 def _joined(cells: Iterable[str]) -> str:
-    return "  ".join(cells).rstrip()
+    return _GAP.join(cells).rstrip()
 
 
 def clock(time_ns: int) -> str:

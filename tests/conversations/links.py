@@ -12,6 +12,7 @@ import fcntl
 import heapq
 import os
 import random
+import re
 import select
 import shutil
 import socket
@@ -23,8 +24,10 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import ExitStack
 from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 from typing import TypeVar
 
@@ -108,8 +111,18 @@ class Link:
             command("ip", "netns", "exec", namespace, *line)
 
 
+def _remove_left() -> None:
+    """Removes namespaces of test runs that were killed."""
+    for path in Path("/run/netns").glob("ps*x*"):
+        found = re.fullmatch(r"ps(\d+)x\d+[cs]", path.name)
+        if found and not Path("/proc", found[1]).exists():
+            with suppress(RuntimeError):
+                command("ip", "netns", "del", path.name)
+
+
 @contextmanager
 def _namespaces() -> Iterator[Link]:
+    _remove_left()
     mark = f"ps{os.getpid()}x{random.SystemRandom().randrange(10**6)}"
     link = Link(f"{mark}c", f"{mark}s", "w0")
     with ExitStack() as stack:

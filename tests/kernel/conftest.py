@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,10 @@ def own_cgroup() -> Iterator[str]:
     from podscope.kernel.probes import find_cgroup2
 
     root = Path(find_cgroup2())
+    for left in root.glob("podscope-test-*"):  # by runs that were killed
+        if not Path("/proc", left.name.rpartition("-")[2]).exists():
+            with suppress(OSError):
+                left.rmdir()
     own = root / f"podscope-test-{os.getpid()}"
     with open("/proc/self/cgroup", encoding="utf-8") as lines:
         before = next(line.rstrip().partition("::")[2] for line in lines if line.startswith("0::"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import threading
 import time
 from collections.abc import Sequence
@@ -27,11 +28,13 @@ from conversations.model import SERVER_CLOSES
 from conversations.model import SERVER_RESETS
 from conversations.model import UP
 from conversations.model import Conversation
+from conversations.model import Message
 from conversations.observed import Observer
 from conversations.observed import assert_counted
 from conversations.observed import assert_exact
 from conversations.peers import FAMILIES
 from conversations.peers import IPV4
+from conversations.peers import IPV6
 from conversations.peers import Family
 from conversations.peers import accept
 from conversations.peers import connect
@@ -45,7 +48,9 @@ from conversations.peers import run
 from conversations.peers import transfer
 from conversations.schedule import Write
 from conversations.schedule import steps
+from conversations.truth import Sums
 from conversations.truth import outcomes
+from conversations.truth import tally
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 BAIT = b"GET /bait HTTP/1.1\r\nHost: bait\r\n\r\n"
@@ -679,6 +684,68 @@ def test_thousands_of_requests_on_one_connection(exact: Observer) -> None:
     check(exact, [talk])
 
 
+def test_seventy_thousand_requests_on_one_connection_while_rows_are_read(watch: Observer) -> None:
+    # GIVEN a connection with more requests than 16 bits count, some with bodies
+    parts = (
+        exchange(b"GET", b"/g", host=b""),
+        exchange(b"PUT", b"/p", 201, host=b"", request_body=Body(b"abc", "length")),
+    )
+    talk = conversation(*parts * 25, depth=50)
+    rounds = 1400
+    script = steps(talk)
+    before = set(watch.lost())
+    with listening() as listener:
+        pair = connect(listener)
+
+        def work() -> None:
+            for _ in range(rounds):
+                run(pair, script)
+            finish(pair, CLIENT_CLOSES)
+
+        # WHEN it is read again and again while it goes on
+        thread = threading.Thread(target=work)
+        thread.start()
+        while thread.is_alive():
+            watch.read()
+        thread.join()
+
+        # THEN the parts add up (the request log may lose some at this rate)
+        seen = watch.seen(port_of(listener), 2 * 50 * rounds)
+    expected = {
+        key: Sums(one.count * rounds, one.request_bytes * rounds, one.answer_bytes * rounds)
+        for key, one in tally(outcomes(talk)).items()
+    }
+    assert seen.sums == {"server": expected, "client": expected}
+    assert set(watch.lost()) - before <= {"ring_full"}
+
+
+def test_lengths_beyond_32_bits(exact: Observer) -> None:
+    # GIVEN messages that say that they are terabytes, and end early
+    length = (b"Content-Length: 5000000000123",)
+    body = Body(b"x" * 3000, "length", length_lines=length)
+    chunk = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n123456789ab\r\n"
+    down = conversation(exchange(b"GET", b"/down", answer_body=body), end=SERVER_CLOSES)
+    up = conversation(exchange(b"PUT", b"/up", 413, request_body=body, early=5))
+    chunked = exchange(b"GET", b"/chunked")
+    chunked = replace(
+        chunked, answer=Message(chunk + b"y" * 500, chunk.index(b"123456"), ((len(chunk), 10**9),))
+    )
+    talks = [
+        replace(down, stop=len(down.up) + len(down.down) - 1),
+        replace(up, stop=len(up.up) + len(up.down) - 1),
+        conversation(chunked, stop=len(chunked.request) + len(chunked.answer), end=CLIENT_RESETS),
+    ]
+    talks[2] = replace(
+        talks[2],
+        exchanges=(
+            replace(chunked, answer=replace(chunked.answer, wire=chunked.answer.wire + b"y")),
+        ),
+    )
+
+    # WHEN / THEN
+    check(exact, talks)
+
+
 def test_bytes_that_cross_on_the_way(exact: Observer) -> None:
     # GIVEN an early answer of megabytes while a request of megabytes is still being sent
     data = BAIT * 60_000
@@ -753,6 +820,31 @@ def test_a_close_with_unread_bytes_is_a_reset(exact: Observer) -> None:
         assert_exact(exact, port_of(listener), [talk], [port])
 
 
+def test_a_fin_in_the_segment_of_the_last_bytes(exact: Observer) -> None:
+    # GIVEN a client that ends its stream with its request, a server that does with its answer
+    talk = conversation(
+        exchange(b"POST", request_body=Body(b"abc", "length"), answer_body=Body(BAIT, "close")),
+        end=SERVER_CLOSES,
+        half_close=True,
+    )
+    whole = talk.exchanges[0]
+    with listening() as listener:
+        pair = connect(listener)
+        port = pair.client_port
+
+        # WHEN the last write and the end go out together
+        pair.client.send(whole.request.wire, socket.MSG_MORE)
+        pair.client.shutdown(socket.SHUT_WR)
+        assert read_end(pair.server) == whole.request.wire
+        pair.server.send(whole.answer.wire, socket.MSG_MORE)
+        pair.server.shutdown(socket.SHUT_WR)
+        assert read_end(pair.client) == whole.answer.wire
+        pair.close()
+
+        # THEN
+        assert_exact(exact, port_of(listener), [talk], [port])
+
+
 def test_a_port_that_is_used_again_at_once(exact: Observer) -> None:
     # GIVEN connections with the same two addresses and ports, one after another
     talks = [
@@ -765,6 +857,7 @@ def test_a_port_that_is_used_again_at_once(exact: Observer) -> None:
         # WHEN they are played
         for talk in talks:
             client = socket.socket()
+            client.settimeout(5)
             client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             client.bind(("127.0.0.1", port))
             client.connect(("127.0.0.1", port_of(listener)))
@@ -811,7 +904,7 @@ def test_answers_by_sendfile(exact: Observer, tmp_path) -> None:
 
         # WHEN
         transfer(pair.client, pair.server, first.request.wire)
-        pair.server.setblocking(True)
+        pair.server.settimeout(20)
         got: list[int] = []
         drain = threading.Thread(target=lambda: got.append(receive(pair.client, len(first.answer))))
         drain.start()
@@ -925,6 +1018,70 @@ def test_a_server_that_wakes_only_when_data_have_come(exact: Observer) -> None:
         assert_exact(exact, port_of(listener), [talk] * 10, ports)
 
 
+TCP_REPAIR, TCP_REPAIR_QUEUE, TCP_QUEUE_SEQ = 19, 20, 21  # include/uapi/linux/tcp.h
+SEND_QUEUE, REPAIR_OFF = 2, -1
+
+
+def test_sequence_numbers_that_wrap(exact: Observer) -> None:
+    # GIVEN connections whose sequence numbers pass 2^32 at each place of a pipeline in turn
+    talk = conversation(
+        *(exchange(b"POST", b"/w", request_body=Body(b"abc", "chunked")) for _ in range(3)),
+        depth=3,
+    )
+    talk = replace(talk, cuts_up=frozenset(range(40, len(talk.up), 40)))
+    places = range(0, len(talk.up) + 2, 3)
+    with listening() as listener:
+        ports = []
+
+        # WHEN they are played
+        for place in places:
+            client = socket.socket()
+            client.settimeout(5)
+            client.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)
+            client.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR_QUEUE, SEND_QUEUE)
+            first = struct.pack("I", 2**32 - 1 - place)
+            client.setsockopt(socket.IPPROTO_TCP, TCP_QUEUE_SEQ, first)
+            client.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, REPAIR_OFF)
+            client.connect(("127.0.0.1", port_of(listener)))
+            pair = accept(listener, client)
+            ports.append(pair.client_port)
+            play(pair, talk)
+
+        # THEN
+        assert_exact(exact, port_of(listener), [talk] * len(places), ports)
+
+
+IPV6_DSTOPTS = 59  # include/uapi/linux/in6.h
+IP_HEADERS = {
+    "IPv4 options": (IPV4, socket.IPPROTO_IP, socket.IP_OPTIONS, b"\x01\x01\x01\x00"),
+    "IPv4 options of 40 bytes": (IPV4, socket.IPPROTO_IP, socket.IP_OPTIONS, b"\x01" * 39 + b"\0"),
+    "IPv6 extension header": (
+        IPV6, socket.IPPROTO_IPV6, IPV6_DSTOPTS, b"\x00\x00\x01\x04\x00\x00\x00\x00",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", IP_HEADERS)
+def test_ip_headers_with_options(exact: Observer, name: str) -> None:
+    # GIVEN ends whose IP headers are longer than usual
+    family, level, option, value = IP_HEADERS[name]
+    with listening(family) as listener:
+        listener.setsockopt(level, option, value)
+        client = socket.socket(family.connect[0])
+        client.settimeout(5)
+        client.setsockopt(level, option, value)
+        client.connect((family.connect[1], port_of(listener)))
+        pair = accept(listener, client)
+        pair.server.setsockopt(level, option, value)
+        port = pair.client_port
+
+        # WHEN
+        play(pair, SPLIT_ME)
+
+        # THEN
+        assert_exact(exact, port_of(listener), [SPLIT_ME], [port])
+
+
 @pytest.mark.parametrize("seconds", [0.25])
 def test_a_reader_that_is_slow(exact: Observer, seconds: float) -> None:
     # GIVEN a client with a small buffer that reads late, so that the window closes
@@ -935,6 +1092,7 @@ def test_a_reader_that_is_slow(exact: Observer, seconds: float) -> None:
     first, after = talk.exchanges
     with listening() as listener:
         client = socket.socket()
+        client.settimeout(5)
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect(("127.0.0.1", port_of(listener)))
         pair = accept(listener, client)
@@ -942,7 +1100,7 @@ def test_a_reader_that_is_slow(exact: Observer, seconds: float) -> None:
 
         # WHEN
         transfer(pair.client, pair.server, first.request.wire)
-        pair.server.setblocking(True)
+        pair.server.settimeout(20)
         writer = threading.Thread(target=pair.server.sendall, args=(first.answer.wire,))
         writer.start()
         time.sleep(seconds)

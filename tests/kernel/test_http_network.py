@@ -233,7 +233,7 @@ def test_netem_changes_nothing(
 ) -> None:
     # GIVEN a veth pair with the kernel's own weather
     if not links.has_netem(pair_link):
-        pytest.skip("this kernel has no netem (CONFIG_NET_SCH_NETEM)")
+        pytest.skip("this kernel has no netem (CONFIG_NET_SCH_NETEM); the wire does the same")
     pair_link.each("tc", "qdisc", "add", "dev", "{}", "root", "netem", *settings_of_netem)
     try:
         # WHEN / THEN
@@ -374,14 +374,12 @@ def test_resets_on_a_bad_wire_are_counted_once(
     strict=True,
     reason="a known limit: the hook runs before the kernel checks TCP's sum in software",
 )
-def test_damaged_segments_are_not_parsed(
-    watch: Observer, weather_link: tuple[Link, Wire], request: pytest.FixtureRequest
-) -> None:
+@pytest.mark.xfail(
+    strict=True,
+    reason="a limit: the hook is before TCP's checksum, so a damaged segment is taken as it came",
+)
+def test_damaged_segments_are_not_parsed(watch: Observer) -> None:
     # GIVEN a wire that sends a damaged copy before each segment: TCP drops it by its checksum
-    link, line = weather_link
-    if "offloaded" in request.node.name:
-        pytest.skip("checksums are not checked where they are offloaded")
-
     def damage(packet: Packet) -> list[tuple[float, bytes]]:
         if packet.payload < 100:
             return [(0.0, packet.data)]
@@ -389,14 +387,15 @@ def test_damaged_segments_are_not_parsed(
         data[packet.at : packet.at + 20] = b"GET /damaged HTTP/1."
         return [(0.0, bytes(data)), (0.0, packet.data)]
 
-    line.rule = damage
     lines = (b"X: " + b"y" * 200,)
     talk = conversation(
         *(exchange(b"PUT", b"/%d" % n, request_lines=lines, answer_lines=lines) for n in range(5))
     )
+    with links.wire() as (link, line):
+        line.rule = damage
 
-    # WHEN / THEN
-    converse(link, watch, [talk])
+        # WHEN / THEN
+        converse(link, watch, [talk])
 
 
 def test_fast_open_requests_in_the_syn_are_counted_exactly(exact: Observer) -> None:

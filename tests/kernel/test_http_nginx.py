@@ -195,7 +195,7 @@ def rows(own_cgroup: str) -> Iterator[Observer]:
         yield Observer(opened)
 
 
-def load(nginx: Nginx, requests: int, connections: int, batch: int) -> int:
+def load(rows: Observer, nginx: Nginx, requests: int, connections: int, batch: int) -> int:
     """Sends so many requests to nginx with wrk; returns how many wrk says were answered."""
     script = nginx.home / "load.lua"
     script.write_text(SCRIPT % (requests // 2, batch))
@@ -208,7 +208,7 @@ def load(nginx: Nginx, requests: int, connections: int, batch: int) -> int:
         text=True,
     ) as wrk:
         try:
-            wait_until_idle(nginx)
+            wait_until_idle(rows, nginx)
             wrk.send_signal(signal.SIGINT)
             said, _ = wrk.communicate(timeout=20)
         finally:
@@ -219,12 +219,13 @@ def load(nginx: Nginx, requests: int, connections: int, batch: int) -> int:
     return int(found[1])
 
 
-def wait_until_idle(nginx: Nginx) -> None:
-    """Until the access log has stopped growing."""
+def wait_until_idle(rows: Observer, nginx: Nginx) -> None:
+    """Until the access log has stopped growing; rows are read meanwhile."""
     deadline = time.monotonic() + PATIENCE
     size, quiet = -1, 0
     while quiet < 4 and time.monotonic() < deadline:
         time.sleep(0.15)
+        rows.read()
         now = (nginx.home / "access.log").stat().st_size
         quiet = quiet + 1 if now == size and now > 0 else 0
         size = now
@@ -245,7 +246,7 @@ def test_access_log_and_wrk_and_both_sides_agree_to_the_last_request(
     before = rows.lost()
 
     # WHEN wrk sends requests of nine kinds as fast as it can
-    answered = load(nginx, requests, connections, batch)
+    answered = load(rows, nginx, requests, connections, batch)
 
     # THEN its count is that of the access log
     truth = nginx.truth(nginx.front)

@@ -159,6 +159,57 @@ def test_reader_that_has_gone_is_no_error():
     assert shown.stderr == ""
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&- <&-"])
+@pytest.mark.parametrize("arguments", ["version", "--help", "doctor -o json", "version --bad"])
+def test_closed_streams_are_no_error(closed, arguments):
+    # GIVEN
+    expected = podscope(*arguments.split()).returncode
+
+    # WHEN
+    shown = subprocess.run(
+        ["sh", "-c", f'"$0" -m podscope {arguments} {closed}', sys.executable],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    # THEN
+    assert shown.returncode == expected
+    assert "Traceback" not in shown.stderr
+
+
+@pytest.mark.parametrize("command", ["version", "doctor", "--help"])
+def test_full_disk_is_one_line(command):
+    # GIVEN / WHEN
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        shown = subprocess.run(
+            [sys.executable, "-m", "podscope", command],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+
+    # THEN
+    assert shown.returncode == 1
+    assert shown.stderr == "podscope: cannot write the output: No space left on device\n"
+
+
+def test_arguments_that_are_not_utf_8_are_refused():
+    # GIVEN / WHEN
+    shown = subprocess.run(
+        [sys.executable, "-m", "podscope", "http", "--workload", b"\xff*"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    # THEN
+    assert shown.returncode == 2
+    assert "not UTF-8" in shown.stderr
+    assert len(shown.stderr.splitlines()) == 1
+
+
 def run_with_command(tmp_path: Path, body: str) -> subprocess.CompletedProcess[str]:
     """Run main() with one more command, ``extra``, whose run() has the given body."""
     (tmp_path / "extra.py").write_text(

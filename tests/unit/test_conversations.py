@@ -38,7 +38,7 @@ from conversations.truth import outcomes
 from conversations.truth import tally
 
 bounded = settings(
-    max_examples=300,
+    max_examples=150,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],

@@ -33,7 +33,8 @@ def test_durations_are_read(text, ns):
     assert filters.duration_ns(text, "--slower") == ns
 
 
-@pytest.mark.parametrize("text", ["", "5", "s", "1 s", "-1s", "1x", "1s5", "1..5s", "1e3s", "0s"])
+@pytest.mark.parametrize("text", ["", "5", "s", "1 s", "-1s", "1x", "1s5", "1..5s", "1e3s", "0s",
+                                  "٣s", "36501d", "999999999999999d"])  # fmt: skip
 def test_bad_duration_names_the_option(text):
     with pytest.raises(UsageError, match="^--slower: ") as caught:
         filters.duration_ns(text, "--slower")
@@ -62,7 +63,7 @@ def test_share_is_read():
     assert filters.one_in("1/100", "--sample") == 100
 
 
-@pytest.mark.parametrize("text", ["", "100", "1/0", "2/100", "1/-5", "1/x", "1/100 "])
+@pytest.mark.parametrize("text", ["", "100", "1/0", "2/100", "1/-5", "1/x", "1/100 ", "1/٣"])
 def test_bad_share_gives_an_example(text):
     with pytest.raises(UsageError, match="--sample: .*1/100"):
         filters.one_in(text, "--sample")
@@ -72,7 +73,7 @@ def test_ports_are_ranges():
     assert filters.ports("80,8000-8100", "--port") == ((80, 80), (8000, 8100))
 
 
-@pytest.mark.parametrize("text", ["", "0", "65536", "80-", "90-80", "http", "80;90", "80,,90"])
+@pytest.mark.parametrize("text", ["", "0", "65536", "80-", "90-80", "http", "80;90", "80,,90", "٣"])
 def test_bad_ports_give_an_example(text):
     with pytest.raises(UsageError, match="--port: .*80,8000-8100"):
         filters.ports(text, "--port")
@@ -92,7 +93,7 @@ def test_statuses_are_ranges(text, ranges):
     assert filters.statuses(text, "--status") == ranges
 
 
-@pytest.mark.parametrize("text", ["", "0xx", "50x", "99", "1000", "ok", "5xx,"])
+@pytest.mark.parametrize("text", ["", "0xx", "50x", "99", "1000", "ok", "5xx,", "٤04"])
 def test_bad_statuses_give_an_example(text):
     with pytest.raises(UsageError, match="--status: .*5xx, 404"):
         filters.statuses(text, "--status")
@@ -103,6 +104,60 @@ def test_side_is_one_of_two_words():
     assert filters.side(None, "--side") is None
     with pytest.raises(UsageError, match="--side: .*server or client"):
         filters.side("both", "--side")
+
+
+def matches_in_the_kernel(pattern: bytes, path: bytes) -> bool:
+    """What glob_step() in bpf/http/log.h does: ``*`` and ``?``, byte by byte."""
+    if not pattern:
+        return not path
+    if pattern[:1] == b"*":
+        return any(matches_in_the_kernel(pattern[1:], path[at:]) for at in range(len(path) + 1))
+    one = bool(path) and pattern[:1] in (b"?", path[:1])
+    return one and matches_in_the_kernel(pattern[1:], path[1:])
+
+
+@given(
+    pattern=st.text(alphabet="/a*?[]!é-", max_size=8),
+    path=st.text(alphabet="/a]é-", max_size=6),
+)
+@settings(deadline=None)
+def test_kernel_passes_every_path_that_the_glob_matches(pattern, path):
+    # GIVEN
+    batch = records.request_batch(1, path=path.encode(), path_len=len(path.encode()))
+
+    # WHEN
+    wanted = bool(Filter(path=pattern).mask(batch)[0])
+
+    # THEN
+    if wanted and path:
+        assert matches_in_the_kernel(filters.kernel_glob(pattern).encode(), path.encode())
+
+
+@pytest.mark.parametrize(
+    ("pattern", "short"),
+    [
+        ("/api/*", "/api/*"),
+        ("/v[12]/x", "/v*"),
+        ("/a?c", "/a*"),
+        ("/" + "x" * 63, "/" + "x" * 63),
+        ("/" + "x" * 64, "/" + "x" * 62 + "*"),
+        ("/" + "é" * 32, "/" + "é" * 31 + "*"),
+    ],
+)
+def test_kernel_keeps_as_much_of_a_glob_as_it_can(pattern, short):
+    # GIVEN / WHEN
+    told = filters.kernel_glob(pattern)
+
+    # THEN
+    assert told == short
+    assert len(told.encode()) <= filters.KERNEL_GLOB_BYTES
+
+
+def test_empty_glob_is_refused_with_an_example():
+    assert filters.glob("/a*", "--path", "/api/*") == "/a*"
+    assert filters.glob(None, "--path", "/api/*") is None
+    with pytest.raises(UsageError, match=r"--path: empty; write it as --path '/api/\*'"):
+        filters.glob("", "--path", "/api/*")
 
 
 def test_fields_to_group_by_keep_their_order_and_lose_repeats():

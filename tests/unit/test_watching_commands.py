@@ -17,6 +17,7 @@ from dataclasses import replace
 import pytest
 import records
 
+from podscope import red
 from podscope import render
 from podscope import schema
 from podscope.commands import http
@@ -42,6 +43,23 @@ def shown(module, batches, options, lost=None):
     return out.getvalue()
 
 
+class FixedScreen(render.Screen):
+    """A screen of a given size, without colours."""
+
+    def __init__(self, out, width, height):
+        super().__init__(out)
+        self._size = (width, height)
+        self.colour = False
+
+    @property
+    def width(self):
+        return self._size[0]
+
+    @property
+    def height(self):
+        return self._size[1]
+
+
 def rows_of(text):
     """Cells of the table rows, after the title line and the header."""
     lines = text.splitlines()
@@ -55,7 +73,8 @@ def test_table_has_the_columns_and_the_numbers():
     text = shown(http, [records.shop_batch()], http.Options())
 
     # THEN
-    assert "60.0 exchanges/s  13.3% errors  5 series" in text.splitlines()[0]
+    totals = "server 55.0/s, 5.45% errors  client 5.00/s, 100% errors  5 series"
+    assert text.splitlines()[0].endswith(totals)
     rows = rows_of(text)
     assert rows[0] == ["nginx.service", "server", "80", "GET", "/items/*", "30.0", "0%", "988µs",
                        "998µs", "1.00ms", "1.00ms", "0B", "3.00kB"]  # fmt: skip
@@ -100,8 +119,13 @@ def test_lost_line_is_there_only_if_something_was_lost():
     without = shown(http, [batch], http.Options(), {"joined": 0})
 
     # THEN
-    assert with_loss.splitlines()[-1] == "lost: joined 3"
-    assert "lost" not in without
+    assert with_loss.splitlines()[-3:] == [
+        "lost: joined 3",
+        "",
+        "total: 55 server, 5 client exchanges in 1.00s; lost: joined 3",
+    ]
+    assert "lost: " not in without
+    assert without.splitlines()[-1].endswith("; nothing lost")
 
 
 def test_empty_interval_says_so():
@@ -129,6 +153,15 @@ def test_wide_table_says_more():
 
     # THEN
     assert rows_of(text)[4][13:] == ["3", "3", "350ms", "container", "python3[200]", "4f6d4f6d4f6d"]
+
+
+def test_wide_table_has_no_columns_that_say_nothing():
+    # GIVEN / WHEN
+    options = http.Options(output="wide", by=("route", "executable"))
+    header = shown(http, [records.shop_batch()], options).splitlines()[2]
+
+    # THEN
+    assert header.split()[-4:] == ["FAILED", "FIRST", "BYTE", "PROCESS"]
 
 
 def test_json_ends_with_the_summary_and_tells_losses_as_they_come():
@@ -224,6 +257,67 @@ def test_long_names_give_way_to_numbers_on_a_narrow_screen():
     assert line.endswith("30.0")
 
 
+@pytest.mark.parametrize("width", range(80, 131, 5))
+def test_table_fits_the_terminal_and_says_what_it_leaves_out(width):
+    # GIVEN
+    screen = FixedScreen(io.StringIO(), width, 24)
+
+    # WHEN
+    lines = http.frame(records.shop_batch(), http.Options(), {}, screen)
+
+    # THEN
+    table = lines[2 : 2 + 6]
+    assert max(map(len, table)) <= width
+    assert all(title in table[0].split() for title in ("ROUTE", "RATE/S", "ERRORS", "P50", "P99"))
+    hidden = {"P90", "MAX", "IN/S", "OUT/S"} - set(table[0].split())
+    notes = [line for line in lines if line.startswith("a wider terminal shows ")]
+    assert {name.strip(",") for line in notes for name in line.split()[4:]} == hidden
+
+
+def test_low_terminal_says_how_many_rows_it_leaves_out():
+    # GIVEN
+    screen = FixedScreen(io.StringIO(), 80, 11)
+
+    # WHEN
+    lines = http.frame(records.shop_batch(), http.Options(), {"joined": 1}, screen)
+
+    # THEN
+    assert "2 more rows; --port, --workload or --by show fewer" in lines
+    assert len(lines) <= screen.height - 1
+    assert lines[-1] == "lost: joined 1"
+
+
+def test_rows_keep_their_places_when_rates_waver():
+    # GIVEN two rows, the first busier in the long run
+    def groups(first, second):
+        rows = records.http_rows(2)
+        rows["key"]["port"] = [1, 2]
+        for row, count in zip(rows, (first, second), strict=True):
+            records.fill(row, [10**6] * count)
+        return red.group(records.http_batch(rows, [0, 1]), ("port",))
+
+    places = http.Places()
+
+    # WHEN
+    seen = [places.order(groups(*counts), "rate").tolist() for counts in ((30, 20), (20, 25))]
+    later = [places.order(groups(5, 40), "rate").tolist() for _ in range(10)]
+
+    # THEN
+    assert seen == [[0, 1], [0, 1]]
+    assert later[-1] == [1, 0]
+
+
+def test_screen_says_at_once_when_the_first_numbers_come():
+    # GIVEN
+    out = io.StringIO()
+
+    # WHEN
+    http.live([], dict, http.Options(interval=10.0), out)
+
+    # THEN
+    assert "podscope  watching; the first numbers come in 10 s" in out.getvalue()
+
+
 def test_request_log_asks_the_kernel_only_for_what_is_shown():
     # GIVEN / WHEN
     settings = requests.log_settings(
@@ -255,7 +349,16 @@ def test_request_log_asks_for_all_by_default():
 
 
 @pytest.mark.parametrize(
-    "flags", [["--slower", "fast"], ["--sample", "5%"], ["--port", "0"], ["--status", "x"]]
+    "flags",
+    [
+        ["--slower", "fast"],
+        ["--slower", "40000d"],
+        ["--sample", "5%"],
+        ["--port", "0"],
+        ["--status", "x"],
+        ["--path", ""],
+        ["--workload", ""],
+    ],
 )
 def test_bad_values_of_requests_name_the_option(flags):
     with pytest.raises(UsageError, match=f"^{flags[0]}: "):
@@ -267,7 +370,8 @@ def test_request_table_has_a_line_each():
     text = shown(requests, [records.request_batch(2), records.shop_batch()], requests.Options())
 
     # THEN
-    header, first, second = text.splitlines()
+    header, first, second, _, total = text.splitlines()
+    assert total == "total: 2 shown; nothing lost"
     assert header.split()[:5] == ["TIME", "SIDE", "WORKLOAD", "METHOD", "HOST"]
     assert first == second
     assert first.split()[1:] == [
@@ -293,7 +397,7 @@ def test_request_table_cannot_be_spoofed_by_a_path():
 
     # THEN
     assert "\x1b" not in text
-    assert len(text.splitlines()) == 2
+    assert len(text.splitlines()) == 4
 
 
 def test_request_json_ends_with_the_summary():
@@ -314,10 +418,11 @@ def test_request_json_ends_with_the_summary():
 
 def test_request_csv_has_a_header_even_if_nothing_came():
     # GIVEN / WHEN
-    text = shown(requests, [records.request_batch(0)], requests.Options("csv"))
+    text = shown(requests, [], requests.Options("csv"))
 
     # THEN
     assert text.startswith("time,side,service.name")
+    assert text.count("\n") == 1
 
 
 def test_up_adds_every_batch_and_prints_the_table_seldom_where_there_is_no_terminal():
@@ -333,7 +438,8 @@ def test_up_adds_every_batch_and_prints_the_table_seldom_where_there_is_no_termi
     # THEN
     text = out.getvalue()
     assert text.startswith("podscope: watching; metrics on http://127.0.0.1:9435/metrics\n")
-    assert text.count("exchanges/s") == 3
+    assert text.count(" series\n") == 3
+    assert text.splitlines()[-1].startswith("total: 1375 server, 125 client exchanges in 25.0s")
     assert ready.is_set()
     assert b'service_name="nginx.service",url_scheme="http"} 750\n' in b"".join(
         totals.expose(openmetrics=False)
@@ -402,6 +508,11 @@ def test_second_interrupt_interrupts():
         ["http", "--interval", "soon"],
         ["requests", "--sample", "often"],
         ["up", "--listen", "everywhere"],
+        ["http", "--duration", "999999999999999d"],
+        ["http", "--interval", "40000d"],
+        ["http", "--duration", "1ns"],
+        ["http", "--workload", ""],
+        ["requests", "--path", b"/\xff"],
     ],
 )
 def test_bad_value_is_one_line_and_exit_code_2(arguments):
@@ -414,4 +525,4 @@ def test_bad_value_is_one_line_and_exit_code_2(arguments):
     assert done.returncode == 2
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
-    assert arguments[1] in done.stderr
+    assert arguments[1] in done.stderr or "not UTF-8" in done.stderr

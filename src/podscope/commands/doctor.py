@@ -50,10 +50,13 @@ def table_lines(findings: Sequence[Finding]) -> list[str]:
     """One line a feature, one more for what to do, and the conclusion."""
     width = max((len(finding.feature) for finding in findings), default=0)
     lines = []
+    told = ""
     for finding in findings:
         lines.append(f"{verdict(finding):<8} {finding.feature:<{width}}  {finding.detail}".rstrip())
-        if not finding.ok and finding.remedy:
+        # Without rights everything has the same remedy: once is enough.
+        if not finding.ok and finding.remedy and finding.remedy != told:
             lines.append(f"{'':<8} {'':<{width}}  to do: {finding.remedy}")
+            told = finding.remedy
     names = ", ".join(missing(findings))
     conclusion = f"The main job can't run; it needs: {names}." if names else "The main job can run."
     return [*lines, "", conclusion]

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from collections.abc import Mapping
 from dataclasses import dataclass
 from dataclasses import field
+from dataclasses import replace
 from typing import TYPE_CHECKING
 from typing import TextIO
 
@@ -31,6 +32,8 @@ TABLE_BY = ("workload", "side", "port", "method", "route")
 OUTPUTS = ("table", "wide", "json", "csv")
 SORTS = ("rate", "errors", "p50", "p90", "p99", "max", "bytes", "name")
 LEAST_INTERVAL_NS = 100 * 10**6
+# Timers count microseconds; less than this would be over before it began.
+LEAST_DURATION_NS = 10**6
 
 _ATTRIBUTES = tuple(one for one in schema.HTTP if one.dimension)
 # Dimension: title of its column, whether numbers are in it.
@@ -47,10 +50,20 @@ _TITLES = {
     "peer": ("PEER", False),
 }
 _NUMBERS = ("RATE/S", "ERRORS", "P50", "P90", "P99", "MAX", "IN/S", "OUT/S")
-_WIDE = ("COUNT", "FAILED", "FIRST BYTE", "KIND", "PROCESS", "CONTAINER")
-# Names are cut to no less than this, where the terminal is narrow.
-_LEAST_NAME = 10
-_WIDE_RIGHT = (True, True, True, False, False, False)
+_WIDE = ("COUNT", "FAILED", "FIRST BYTE")
+# Columns that tell whose the rows are: title and field.
+_WIDE_OWNERS = (
+    ("KIND", "podscope.workload.kind"),
+    ("PROCESS", "process.executable.name"),
+    ("CONTAINER", "container.id"),
+)
+# Where the terminal is narrow: names are cut to this, then columns are left out in this order,
+# then names are cut to the least.
+_SHORT_NAME = 18
+_LEAST_NAME = 8
+_DISPENSABLE = ("IN/S", "OUT/S", "P90", "MAX")
+# How much of a row's past counts for its place on the screen, each interval.
+_MEMORY = 0.8
 
 
 @dataclass(frozen=True)
@@ -121,7 +134,7 @@ def keep(args: argparse.Namespace) -> filters.Filter:
         side=filters.side(args.side, "--side"),
         ports=None if args.port is None else filters.ports(args.port, "--port"),
         statuses=None if args.status is None else filters.statuses(args.status, "--status"),
-        workload=args.workload,
+        workload=filters.glob(args.workload, "--workload", "nginx*"),
     )
 
 
@@ -132,7 +145,9 @@ def interval_ns(args: argparse.Namespace) -> int:
 
 def duration_ns(args: argparse.Namespace) -> int | None:
     """--duration in nanoseconds; raises UsageError."""
-    return None if args.duration is None else filters.duration_ns(args.duration, "--duration")
+    if args.duration is None:
+        return None
+    return filters.duration_ns(args.duration, "--duration", least_ns=LEAST_DURATION_NS)
 
 
 def options(args: argparse.Namespace) -> Options:
@@ -236,24 +251,94 @@ def tell_lost(lost: Mapping[str, int]) -> None:
 def _show_tables(
     batches: Iterable[Batch], lost: Callable[[], Mapping[str, int]], chosen: Options, out: TextIO
 ) -> None:
-    for number, batch in enumerate(batches):
+    run = Run()
+    for number, batch in enumerate(run.follow(batches)):
         if number:
             out.write("\n")
         out.write("".join(f"{line}\n" for line in frame(batch, chosen, lost())))
         out.flush()
         if chosen.once:
-            break
+            return
+    out.write(f"\n{run.summary(lost())}\n")
 
 
 def _show_screen(
     batches: Iterable[Batch], lost: Callable[[], Mapping[str, int]], chosen: Options, out: TextIO
 ) -> None:
+    run = Run()
+    live(run.follow(batches), lost, chosen, out)
+    out.write(f"{run.summary(lost())}\n")
+
+
+def live(
+    batches: Iterable[Batch],
+    lost: Callable[[], Mapping[str, int]],
+    chosen: Options,
+    out: TextIO,
+    title: str = "podscope",
+) -> None:
+    """A table on a terminal that redraws itself; its last state stays."""
+    places = Places()
     with render.Screen(out) as screen:
+        screen.draw([f"{title}  watching; the first numbers come in {chosen.interval:g} s"])
         for number, batch in enumerate(batches):
             # The rest of an interval that a signal cut says little.
             if number and batch.interval < chosen.interval / 2:
                 continue
-            screen.draw(frame(batch, chosen, lost(), screen))
+            screen.draw(frame(batch, chosen, lost(), screen, title=title, places=places))
+
+
+class Run:
+    """Adds up what a run has shown, for its last line."""
+
+    def __init__(self) -> None:
+        self._counts = dict.fromkeys(("server", "client"), 0)
+        self._seconds = 0.0
+
+    def follow(self, batches: Iterable[Batch]) -> Iterable[Batch]:
+        """The same batches, each counted before it is passed on."""
+        for batch in batches:
+            self._seconds += batch.interval
+            for side, (count, _) in _sides(batch).items():
+                self._counts[side] += count
+            yield batch
+
+    def summary(self, lost: Mapping[str, int]) -> str:
+        """``total: 120 server, 5 client exchanges in 30.0s; lost: joined 3``."""
+        told = ", ".join(f"{count} {side}" for side, count in self._counts.items())
+        gone = render.lost_text(lost) or "nothing lost"
+        return f"total: {told} exchanges in {render.seconds(self._seconds)}; {gone}"
+
+
+def _sides(batch: Batch) -> dict[str, tuple[int, int]]:
+    """Exchanges and errors of a batch of kind ``http``, by side."""
+    keys, counts = batch.rows["key"], batch.rows["count"]
+    errors = schema.error_mask(keys)
+    mine = {side: keys["side"] == schema.SIDES.index(side) for side in ("server", "client")}
+    return {
+        side: (int(counts[rows].sum()), int(counts[rows & errors].sum()))
+        for side, rows in mine.items()
+    }
+
+
+class Places:
+    """An order of rows that does not jump about: each row's past counts for its place."""
+
+    def __init__(self) -> None:
+        self._past: dict[tuple[str, ...], float] = {}
+
+    def order(self, groups: red.Groups, sort: str) -> schema.Array:
+        """As ``order``, by what the value has been lately."""
+        names = _names(groups)
+        now = dict(zip(names, _sort_value(groups, sort).tolist(), strict=True))
+        # Rows that have not been seen for long are forgotten.
+        least = 1e-3 * max(self._past.values(), default=0.0)
+        past = {name: value * _MEMORY for name, value in self._past.items() if value > least}
+        fresh = {
+            name: value * (1 - _MEMORY if name in past else 1.0) for name, value in now.items()
+        }
+        self._past = past | {name: past.get(name, 0.0) + value for name, value in fresh.items()}
+        return _ranked([self._past[name] for name in names], names)
 
 
 def columns(batch: Batch, chosen: Options) -> dict[str, schema.Array]:
@@ -266,9 +351,11 @@ def columns(batch: Batch, chosen: Options) -> dict[str, schema.Array]:
 
 def order(groups: red.Groups, sort: str) -> schema.Array:
     """Positions of the groups, largest first; ties and ``name`` by name."""
-    value = _sort_value(groups, sort).tolist()
-    by_name = _names(groups)
-    ranked = sorted(range(len(groups)), key=lambda place: (-value[place], by_name[place]))
+    return _ranked(_sort_value(groups, sort).tolist(), _names(groups))
+
+
+def _ranked(value: list[float], names: list[tuple[str, ...]]) -> schema.Array:
+    ranked = sorted(range(len(value)), key=lambda place: (-value[place], names[place]))
     return np.array(ranked, dtype=np.intp)
 
 
@@ -302,7 +389,9 @@ def frame(
     chosen: Options,
     lost: Mapping[str, int],
     screen: render.Screen | None = None,
+    *,
     title: str = "podscope",
+    places: Places | None = None,
 ) -> list[str]:
     """The lines of one interval: totals, the table, what was lost since the start.
 
@@ -312,33 +401,36 @@ def frame(
         lost: counts by reason.
         screen: fit the table to it, with colour; None: whole and plain.
         title: how the first line begins.
+        places: where rows were before; None: each interval by itself.
     """
     groups = red.group(batch, chosen.by)
-    room = len(groups) if screen is None else max(screen.height - 7, 1)
-    shown = groups.take(order(groups, chosen.sort)[:room])
+    room = len(groups) if screen is None else max(screen.height - 8, 1)
+    ranked = order(groups, chosen.sort) if places is None else places.order(groups, chosen.sort)
+    shown = groups.take(ranked[:room])
     colour = screen is not None and screen.colour
-    made = table(shown, batch.interval, wide=chosen.output == "wide")
-    if screen is not None:
-        made = _fitted(made, screen.width)
-    lines = [_total_line(groups, batch, title), "", *render.table_lines(made, colour=colour)]
+    whole = table(shown, batch.interval, wide=chosen.output == "wide")
+    made = whole if screen is None else _fitted(whole, screen.width)
+    lines = [_total_line(batch, title), "", *render.table_lines(made, colour=colour)]
+    notes = []
     if len(groups) == 0:
-        lines.append(render.dim("no HTTP in this interval", colour=colour))
+        notes.append("no HTTP in this interval")
     if len(shown) < len(groups):
-        more = f"{len(groups) - len(shown)} more; --port, --workload or --by show fewer"
-        lines.append(render.dim(more, colour=colour))
+        notes.append(f"{len(groups) - len(shown)} more rows; --port, --workload or --by show fewer")
+    if hidden := [name for name in whole.titles if name not in made.titles]:
+        notes.append(f"a wider terminal shows {', '.join(hidden)}")
+    lines += [render.dim(note, colour=colour) for note in notes]
     if told := render.lost_text(lost):
         lines += ["", told]
     return lines
 
 
-def _total_line(groups: red.Groups, batch: Batch, title: str) -> str:
-    count = int(groups.count.sum())
-    errors = int(groups.errors.sum()) / max(count, 1)
-    rate = render.number(count / batch.interval) if batch.interval else "0"
-    return (
-        f"{title}  {render.clock(batch.time_ns)}  {rate} exchanges/s  "
-        f"{render.share(errors)} errors  {len(batch)} series"
-    )
+def _total_line(batch: Batch, title: str) -> str:
+    """Servers and clients apart: what goes on inside the machine is seen at both ends."""
+    parts = [title, render.clock(batch.time_ns)]
+    for side, (count, errors) in _sides(batch).items():
+        rate = render.number(count / batch.interval) if batch.interval else "0"
+        parts.append(f"{side} {rate}/s, {render.share(errors / max(count, 1))} errors")
+    return "  ".join([*parts, f"{len(batch)} series"])
 
 
 def table(groups: red.Groups, interval: float, *, wide: bool = False) -> render.Table:
@@ -358,9 +450,10 @@ def table(groups: red.Groups, interval: float, *, wide: bool = False) -> render.
     titles = [_TITLES[name][0] for name in groups.by] + list(_NUMBERS)
     right = [_TITLES[name][1] for name in groups.by] + [True] * len(_NUMBERS)
     if wide:
-        made += _wide_cells(groups, told)
-        titles += _WIDE
-        right += _WIDE_RIGHT
+        owners = [title for title, name in _WIDE_OWNERS if name in told]
+        made += [*_wide_cells(groups), *(_owner_cells(title, told) for title in owners)]
+        titles += [*_WIDE, *owners]
+        right += [True] * len(_WIDE) + [False] * len(owners)
     rows = list(zip(*made, strict=True))
     return render.Table(tuple(titles), tuple(right), rows, alert=len(groups.by) + 1)
 
@@ -402,44 +495,50 @@ def _status_cell(code: int, error: str | None) -> str:
     return f"{code} {error}"
 
 
-def _wide_cells(groups: red.Groups, told: Mapping[str, schema.Array]) -> list[list[str]]:
+def _wide_cells(groups: red.Groups) -> list[list[str]]:
     first_byte = groups.ttfb_sum_ns / np.maximum(groups.count, 1) / 1e9
-    nothing = np.full(len(groups), None, dtype=object)
-    executables = told.get("process.executable.name", nothing)
-    pids = told.get("process.pid", nothing)
-    processes = [
-        f"{render.clean(name)}[{pid}]" if pid else render.clean(name)
-        for name, pid in zip(executables, pids, strict=True)
-    ]
-    containers = [(text or "")[:12] or "-" for text in told.get("container.id", nothing)]
     return [
         render.cells(groups.count, str),
         render.cells(groups.errors, str),
         render.cells(first_byte, render.seconds),
-        render.cells(told.get("podscope.workload.kind", nothing)),
-        processes,
-        containers,
+    ]
+
+
+def _owner_cells(title: str, told: Mapping[str, schema.Array]) -> list[str]:
+    if title == "KIND":
+        return render.cells(told["podscope.workload.kind"])
+    if title == "CONTAINER":
+        return [(text or "")[:12] or "-" for text in told["container.id"]]
+    names = told["process.executable.name"]
+    pids = told.get("process.pid", np.zeros(len(names), dtype=np.int64))
+    return [
+        f"{render.clean(name)}[{pid}]" if pid else render.clean(name)
+        for name, pid in zip(names, pids, strict=True)
     ]
 
 
 def _fitted(made: render.Table, width: int) -> render.Table:
-    """The table with long names shortened, so that the numbers stay on the screen."""
-    if not made.rows:
-        return made
-    widths = [
-        max([len(title), *(len(row[place]) for row in made.rows)])
-        for place, title in enumerate(made.titles)
-    ]
-    over = sum(widths) + 2 * (len(widths) - 1) - width
-    longest = [
-        place for place, right in enumerate(made.right) if not right and widths[place] > _LEAST_NAME
-    ]
-    for place in sorted(longest, key=lambda place: -widths[place]):
-        cut = min(max(over, 0), widths[place] - _LEAST_NAME)
+    """The table with what matters least left out, so that the numbers stay on the screen."""
+    fitted = _cut(made, width, _SHORT_NAME)
+    for title in _DISPENSABLE:
+        if fitted.width <= width:
+            return fitted
+        made = made.without(title)
+        fitted = _cut(made, width, _SHORT_NAME)
+    return _cut(made, width, _LEAST_NAME)
+
+
+def _cut(made: render.Table, width: int, least: int) -> render.Table:
+    """The table with its longest names shortened, to no less than ``least``."""
+    widths = made.widths
+    over = made.width - width
+    names = [place for place, right in enumerate(made.right) if not right and widths[place] > least]
+    for place in sorted(names, key=lambda place: -widths[place]):
+        cut = min(max(over, 0), widths[place] - least)
         widths[place] -= cut
         over -= cut
     rows = [
         tuple(render.shortened(cell, room) for cell, room in zip(row, widths, strict=True))
         for row in made.rows
     ]
-    return render.Table(made.titles, made.right, rows, made.alert)
+    return replace(made, rows=rows)

@@ -83,13 +83,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def log_settings(args: argparse.Namespace) -> dict[str, Any]:
     """Members of ``RequestLog`` that the flags ask for; raises UsageError."""
     wanted = keep(args)
+    path = filters.glob(args.path, "--path", "/api/*")
     picky = args.errors or args.slower is not None or args.sample is not None
     return {
         "all": not picky,
         "errors": args.errors,
         "slower_ns": 0 if args.slower is None else filters.duration_ns(args.slower, "--slower"),
         "one_in": 0 if args.sample is None else filters.one_in(args.sample, "--sample"),
-        "path": args.path,
+        "path": None if path is None else filters.kernel_glob(path),
         "sides": {"server", "client"} if wanted.side is None else {wanted.side},
         "ports": wanted.ports,
         "statuses": wanted.statuses,
@@ -128,8 +129,9 @@ def show(
     before: Mapping[str, int] = {}
     if chosen.output == "table":
         out.write(_line(tuple(title for title, _, _ in _COLUMNS)))
-        out.flush()
-    header = chosen.output == "csv"
+    if chosen.output == "csv":
+        out.write(render.csv_header(schema.REQUEST))
+    out.flush()
     for batch in batches:
         if batch.kind != "request":
             continue
@@ -138,25 +140,26 @@ def show(
         now = dict(lost())
         news = render.moved(before, now)
         before = now
-        if len(kept) == 0 and not news and not header:
+        if len(kept) == 0 and not news:
             continue
-        out.write(_text(kept, chosen.output, header=header))
-        header = False
+        out.write(_text(kept, chosen.output))
         if chosen.output == "json":
             out.write(render.lost_lines(news, batch.time_ns))
         out.flush()
     if chosen.output == "json":
         out.write(render.summary_line(requests, lost()))
-    else:
+    elif chosen.output == "csv":
         tell_lost(lost())
+    else:
+        out.write(f"\ntotal: {requests} shown; {render.lost_text(lost()) or 'nothing lost'}\n")
 
 
-def _text(batch: Batch, output: str, *, header: bool) -> str:
+def _text(batch: Batch, output: str) -> str:
     columns = schema.columns(batch)
     if output == "json":
         return render.json_lines("request", schema.REQUEST, columns)
     if output == "csv":
-        return render.csv_lines(schema.REQUEST, columns, header=header)
+        return render.csv_lines(schema.REQUEST, columns)
     return "".join(map(_line, _rows(columns)))
 
 

@@ -14,9 +14,11 @@ from typing import TextIO
 from podscope import filters
 from podscope import render
 from podscope.commands.http import Options
+from podscope.commands.http import Run
 from podscope.commands.http import add_interval
 from podscope.commands.http import frame
 from podscope.commands.http import interval_ns
+from podscope.commands.http import live
 from podscope.commands.lifetime import Lifetime
 from podscope.sinks import http_server
 from podscope.sinks import prometheus
@@ -109,19 +111,18 @@ def show(
     """A live table on a terminal; elsewhere a plain one every ten seconds."""
     metrics = f"http://{address}/metrics"
     kept = (batch for batch in batches if batch.kind == "http")
+    run = Run()
     if render.Screen.fits(out):
-        with render.Screen(out) as screen:
-            for number, batch in enumerate(kept):
-                if number and batch.interval < chosen.interval / 2:
-                    continue
-                screen.draw(frame(batch, chosen, lost(), screen, f"podscope  {metrics}"))
+        live(run.follow(kept), lost, chosen, out, f"podscope  {metrics}")
+        out.write(f"{run.summary(lost())}\n")
         return
     out.write(f"podscope: watching; metrics on {metrics}\n")
     out.flush()
     due_ns = 0
-    for batch in kept:
+    for batch in run.follow(kept):
         if batch.time_ns < due_ns:
             continue
         due_ns = batch.time_ns + round((PLAIN_SECONDS - chosen.interval / 2) * 1e9)
         out.write("".join(f"{line}\n" for line in (*frame(batch, chosen, lost()), "")))
         out.flush()
+    out.write(f"{run.summary(lost())}\n")

@@ -244,14 +244,16 @@ class HttpSource:
                 "mount"
             ) from None
         try:
-            # Packets first: a connection whose handshake is seen has all its bytes seen.
+            # Owners first, of new sockets and then of those that are there: no packet is seen
+            # before its socket has one.
+            self._object.attach_cgroup("http_socket", cgroup)
+            note_open_sockets(self._object)
+            # Packets before handshakes: of a connection whose handshake is seen, all is seen.
             self._object.attach_cgroup_as("http_segment", cgroup, INGRESS)
             self._object.attach_cgroup_as("http_segment", cgroup, EGRESS)
             self._object.attach_cgroup("http_handshake", cgroup)
-            self._object.attach_cgroup("http_socket", cgroup)
         finally:
             os.close(cgroup)
-        note_open_sockets(self._object)
 
     def _live_slots(self) -> npt.NDArray[np.intp]:
         live = np.flatnonzero(self._info["live"])

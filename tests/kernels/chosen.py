@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which tests run on other kernels, and for how long at most."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Arguments of pytest, and seconds until a machine is given up."""
+
+    pytest: tuple[str, ...]
+    seconds: float
+
+
+EXACT = "tests/kernel/test_http_exact.py"
+LOST = "tests/kernel/test_http_lost.py"
+ENDS = "tests/kernel/test_http_ends.py"
+OWNERS = "tests/kernel/test_open_sockets.py"
+BINDINGS = ("maps", "objects", "rings")
+
+# Without hardware help a test takes 10 to 50 times as long. These say nothing about a kernel.
+TOO_SLOW = (
+    "ends_after_any_byte", "split_at_every_byte", "thousands_of_requests", "thousand_short",
+    "same_time", "64_requests_in_flight", "random_bytes", "other_protocols",
+)  # fmt: skip
+
+FULL = Choice(
+    pytest=(
+        EXACT, LOST, ENDS,
+        *(f"tests/kernel/test_{name}.py" for name in BINDINGS),
+        "-k", "not (" + " or ".join(TOO_SLOW) + ")",
+    ),
+    seconds=900,
+)  # fmt: skip
+SHORT = Choice(
+    pytest=(
+        EXACT, ENDS,
+        "-k", "any_conversation or framing_is_followed_exactly or tunnel or segments_of_a_few "
+        "or each_known or attributed or handshake or ends or owner",
+    ),
+    seconds=480,
+)  # fmt: skip
