@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 from typing import TYPE_CHECKING
+from typing import Any
 from typing import NoReturn
 from typing import cast
 
@@ -36,13 +37,20 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; see '{self.prog} --help'\n")
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        # Newer versions of argparse say nothing when the text cannot be written.
+        (file or sys.stderr).write(message)
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     open_streams()
     try:
-        return run(given)
+        try:
+            return run(given)
+        finally:
+            sys.stdout.flush()  # here, where a full disk can still be told
     except PodscopeError as error:
         print(f"podscope: {error}", file=sys.stderr)
         return error.exit_code

@@ -125,7 +125,7 @@ STRICTNESS = {
 # What llhttp takes and the parser refuses, besides.
 LLHTTP_ONLY = {
     "two spaces before the version": Strictness(
-        rb"\A[\r\n]*[^ \n]+ [^ \n]+  +HTTP/",
+        rb"\A[\r\n]*[^ \n]+ ([^ \n]+ )? +HTTP/",
         b"GET /  HTTP/1.1\r\nHost: a\r\n\r\n",
         "RFC 9112 3: one space",
     ),
