@@ -161,7 +161,7 @@ fuzz: host
 bench-objects: bpf $(patsubst bench/bpf/%.bpf.c,build/bench/%.bpf.o,$(wildcard bench/bpf/*.bpf.c))
 build/bench/%.bpf.o: bench/bpf/%.bpf.c Makefile
 	@mkdir -p $(@D)
-	@echo '  BPF     $@'
+	@echo '  BPF     $@' >&2
 	@$(CLANG) $(BPF_CFLAGS) -mcpu=v3 -c $< -o $@
 
 bench: dev bench-objects
