@@ -14,13 +14,14 @@ import sys
 import sysconfig
 import tarfile
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 
 ARCHIVE = "carried.tar"
 # Top-level names in site-packages that the tests import, with their metadata (for plugins).
 PACKAGES = (
-    "numpy", "numpy.libs", "pytest", "_pytest", "pluggy", "iniconfig", "packaging", "pygments",
-    "hypothesis", "_hypothesis_ftz_detector", "_hypothesis_globals", "sortedcontainers",
+    "numpy", "numpy.libs", "pytest", "_pytest", "py", "pluggy", "iniconfig", "packaging",
+    "pygments", "hypothesis", "_hypothesis*", "sortedcontainers",
 )  # fmt: skip
 # Parts of Python and of packages that no test imports.
 LEFT_OUT = (
@@ -75,7 +76,9 @@ def wanted_packages(packages: Path) -> Iterator[Path]:
     for path in sorted(packages.iterdir()):
         name, _, kind = path.name.partition("-")
         top = name.split(".")[0] if path.is_file() else name
-        if top in PACKAGES and (not kind or kind.endswith(".dist-info")):
+        if any(fnmatch(top, wanted) for wanted in PACKAGES) and (
+            not kind or kind.endswith(".dist-info")
+        ):
             yield path
 
 

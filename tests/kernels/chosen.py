@@ -20,15 +20,16 @@ ENDS = "tests/kernel/test_http_ends.py"
 OWNERS = "tests/kernel/test_open_sockets.py"
 BINDINGS = ("maps", "objects", "rings")
 
-# Without hardware help a test takes 10 to 50 times as long. These say nothing about a kernel.
+# Without hardware help a test takes 10 to 50 times as long. These say little about a kernel.
 TOO_SLOW = (
-    "ends_after_any_byte", "split_at_every_byte", "thousands_of_requests", "thousand_short",
-    "same_time", "64_requests_in_flight", "random_bytes", "other_protocols",
+    "ends_after_any_byte", "split_at_every_byte", "thousand", "same_time", "random_bytes",
+    "64_requests_in_flight", "joined_inside_a_body", "writers_on_all_cpus",
+    "another_thread_writes", "object_without_btf",
 )  # fmt: skip
 
 FULL = Choice(
     pytest=(
-        EXACT, LOST, ENDS,
+        EXACT, LOST, ENDS, OWNERS,
         *(f"tests/kernel/test_{name}.py" for name in BINDINGS),
         "-k", "not (" + " or ".join(TOO_SLOW) + ")",
     ),
@@ -36,9 +37,9 @@ FULL = Choice(
 )  # fmt: skip
 SHORT = Choice(
     pytest=(
-        EXACT, ENDS,
+        EXACT, ENDS, OWNERS,
         "-k", "any_conversation or framing_is_followed_exactly or tunnel or segments_of_a_few "
-        "or each_known or attributed or handshake or ends or owner",
+        "or each_known or attributed or handshake or http_ends or open_sockets",
     ),
     seconds=480,
 )  # fmt: skip

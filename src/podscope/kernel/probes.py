@@ -11,15 +11,19 @@ import ctypes
 import errno
 import os
 import resource
+import socket
 import struct
 from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import ExitStack
 from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from podscope.errors import PodscopeError
+from podscope.kernel.descriptors import process
+from podscope.kernel.descriptors import taken
 from podscope.kernel.libbpf import BpfError
 from podscope.kernel.libbpf import libbpf
 from podscope.kernel.libbpf import loaded_file
@@ -50,7 +54,14 @@ _ITER_FILE = 24  # offsetof(struct bpf_iter__task_file, file)
 _SOCKET_SK = 24  # offsetof(struct socket, sk); the verifier refuses what is no sock there
 
 # Numbers of include/uapi/linux/capability.h.
-_CAPABILITIES = {"NET_ADMIN": 12, "SYS_ADMIN": 21, "SYS_RESOURCE": 24, "PERFMON": 38, "BPF": 39}
+_CAPABILITIES = {
+    "NET_ADMIN": 12,
+    "SYS_PTRACE": 19,
+    "SYS_ADMIN": 21,
+    "SYS_RESOURCE": 24,
+    "PERFMON": 38,
+    "BPF": 39,
+}
 
 
 @dataclass(frozen=True)
@@ -292,6 +303,14 @@ def _memory() -> str:
 
 
 def _open_sockets() -> str:
+    """Either of the two ways to the owners of sockets that are open already."""
+    if has_loop():  # else the object with the iterator is not the one that is loaded
+        with suppress(PodscopeError, OSError):
+            return _open_sockets_by_iterator()
+    return _open_sockets_by_descriptors()
+
+
+def _open_sockets_by_iterator() -> str:
     """An iterator over open files that finds sockets and notes something with them."""
     function = libbpf().check(
         "iterator task_file", "libbpf_find_vmlinux_btf_id", b"task_file", _ITER
@@ -302,6 +321,25 @@ def _open_sockets() -> str:
         code = _unless_null(1, found, load=_load(1, 1, _ITER_FILE))
         with _program(_TRACING, code + _returns(0), _ITER, function):
             return "finds and notes the sockets of open files"
+
+
+def _open_sockets_by_descriptors() -> str:
+    """Descriptors of other processes, and notes with sockets by descriptor."""
+    with _storage() as storage, socket.socket() as end, process(os.getpid()) as pidfd:
+        try:
+            descriptor = taken(pidfd, end.fileno())
+        except OSError as error:
+            raise PodscopeError(f"no iterator, and pidfd_getfd: {error.strerror}") from None
+        try:
+            key, value = struct.pack("=i", descriptor), struct.pack("=i", 1)
+            libbpf().check("note", "bpf_map_update_elem", storage, key, value, 0)
+        finally:
+            os.close(descriptor)
+    if "SYS_PTRACE" not in _capabilities():
+        raise PodscopeError(
+            "no iterator, and without CAP_SYS_PTRACE other processes' descriptors are out of reach"
+        )
+    return "process by process, with pidfd_getfd()"
 
 
 def _has_helper(kind: int, helper: int) -> bool:
@@ -338,7 +376,7 @@ _TRIALS: tuple[tuple[str, Callable[[], str], bool, str], ...] = (
         "owners of older sockets",
         _open_sockets,
         False,
-        "restart a server to have its connections named; Linux 5.11 has it",
+        "run with CAP_SYS_PTRACE, on Linux 5.6 or newer; or restart a server to have it named",
     ),
 )
 
