@@ -368,48 +368,56 @@ __noinline int window_parse(CONN_ONLY, u32 n)
 
 #ifdef PODSCOPE_NO_LOOP
 /* Left out: with all the rest it is more than older kernels verify. */
-static __always_inline u32 short_way(struct __sk_buff *skb, struct conn *conn)
+static __always_inline u32 short_way(struct __sk_buff *skb, struct conn *conn, struct desk *desk)
 {
 	return 0;
 }
 #else
-/* The halves of head_scan(), each verified on its own. */
-__noinline int short_find(struct desk *desk, u32 n)
+/* The parts of a head behind the first, one in each call. */
+__noinline int long_head(struct desk *desk, u32 from, u32 n)
 {
 	if (desk)
-		head_find(&desk->found, desk->window, n);
+		head_find(&desk->found, desk->window, from, n);
 	return 0;
 }
 
-__noinline int short_read(struct conn *conn, struct desk *desk)
+/* Searches the parts behind the first. Up to H1_WINDOW bytes are there already. */
+static __always_inline void search_rest(struct __sk_buff *skb, struct conn *conn, struct desk *desk,
+					u32 n)
 {
-	return conn && desk &&
-	       head_read(&conn->stream[conn->direction & 1].h1, &conn->text, &desk->found,
-			 desk->window);
+	if (n > H1_WINDOW && !load_bytes(skb, conn->off + H1_WINDOW, desk->window + H1_WINDOW,
+					 n - H1_WINDOW, HEAD_WINDOW))
+		return;
+	for (u32 i = 1; i < HEAD_WINDOW / HEAD_PART; i++) {
+		if (i * HEAD_PART >= n || desk->found.end)
+			return;
+		long_head(desk, i * HEAD_PART, n);
+	}
 }
 
 /* Length of a plain head that stands whole at the start of the segment; 0: there is none. */
-static __always_inline u32 short_way(struct __sk_buff *skb, struct conn *conn)
+static __always_inline u32 short_way(struct __sk_buff *skb, struct conn *conn, struct desk *desk)
 {
-	struct desk *desk;
+	struct head *found;
 	u64 n = conn->avail;
-	u32 end = 0;
 
-	if (conn->source != SEGMENT)
+	if (conn->source != SEGMENT || !desk)
 		return 0;
-	desk = desk_take();
-	if (!desk)
+	found = &desk->found;
+	if (n > HEAD_WINDOW)
+		n = HEAD_WINDOW;
+	if (!load_bytes(skb, conn->off, desk->window, n < H1_WINDOW ? n : H1_WINDOW, H1_WINDOW))
 		return 0;
-	if (n > H1_WINDOW)
-		n = H1_WINDOW;
-	if (!load_bytes(skb, conn->off, desk->window, n, H1_WINDOW))
-		goto out;
-	short_find(desk, n);
-	if (desk->found.end && desk->found.end <= n && short_read(conn, desk))
-		end = desk->found.end;
-out:
-	desk_leave(desk);
-	return end;
+	head_begin(found);
+	head_find(found, desk->window, 0, n);
+	if (unlikely(!found->end) && n > HEAD_PART)
+		search_rest(skb, conn, desk, n);
+	if (!found->end || found->end > n)
+		return 0;
+	if (!head_read(&conn->stream[conn->direction & 1].h1, with_routes ? &conn->text : NULL,
+		       found, desk->window))
+		return 0;
+	return found->end;
 }
 #endif
 
@@ -437,7 +445,8 @@ static __always_inline void message_begin(struct __sk_buff *skb, struct conn *co
 		stream->first_ns = conn->early_ns;
 		conn->early_ns = 0;
 	}
-	p->flags &= ~H1_KEEP_TEXT;
+	if (unlikely(p->flags & H1_KEEP_TEXT))
+		p->flags &= ~H1_KEEP_TEXT;
 	if (unlikely(log_flags & LOG_ON) && text_begin(CONN_ALONE(skb, conn)))
 		p->flags |= H1_KEEP_TEXT;
 }
@@ -474,8 +483,8 @@ static __noinline int long_way(struct __sk_buff *skb, struct conn *conn)
 }
 
 /* Reads up to the end of a head or of what can be looked at. True: a message has ended. */
-static __always_inline bool parse(struct __sk_buff *skb, struct conn *conn, struct stream *stream,
-				  bool is_request)
+static __always_inline bool parse(struct __sk_buff *skb, struct conn *conn, struct desk *desk,
+				  struct stream *stream, bool is_request)
 {
 	struct h1 *p = &stream->h1;
 	int event = H1_HEAD;
@@ -483,7 +492,7 @@ static __always_inline bool parse(struct __sk_buff *skb, struct conn *conn, stru
 
 	if (likely(p->state == H1_START)) {
 		message_begin(skb, conn, stream, is_request);
-		n = p->flags & H1_KEEP_TEXT ? 0 : short_way(skb, conn);
+		n = p->flags & H1_KEEP_TEXT ? 0 : short_way(skb, conn, desk);
 	}
 	if (likely(n))
 		advance(conn, stream, n);
@@ -536,14 +545,21 @@ static __noinline bool find_more(struct __sk_buff *skb, struct conn *conn)
 	return take_aside(conn);
 }
 
+static __always_inline bool answers_have_fin(struct conn *conn)
+{
+	return conn->has_fin[(request_direction(conn) ^ 1) & 1];
+}
+
 /* Has the end of a stream, or of the connection, been reached? */
 static __always_inline void find_end(struct conn *conn)
 {
-	struct stream *answers = answer_stream(conn);
+	u32 direction = (request_direction(conn) ^ 1) & 1;
+	struct stream *answers = &conn->stream[direction];
 
 	if (conn->reset) {
 		conn->ending = HTTP_ERROR_RESET;
-	} else if (answers->has_fin && answers->known && answers->fin == answers->next) {
+	} else if (conn->has_fin[direction] && answers->known &&
+		   conn->fin[direction] == answers->next) {
 		conn->ending = HTTP_ERROR_CLOSED;
 		conn->whole = answers->h1.state == H1_BODY_CLOSE;
 	} else if (conn->closed) {
@@ -555,17 +571,17 @@ static __always_inline void find_end(struct conn *conn)
 static __always_inline bool has_more(struct conn *conn)
 {
 	return conn->avail || conn->has_kept || conn->aside_len || conn->reset || conn->closed ||
-	       conn->ending || answer_stream(conn)->has_fin;
+	       conn->ending || answers_have_fin(conn);
 }
 
 /* Goes through the bytes at hand up to the end of a message, or of the window. */
-static __always_inline u32 read_bytes(struct __sk_buff *skb, struct conn *conn,
+static __always_inline u32 read_bytes(struct __sk_buff *skb, struct conn *conn, struct desk *desk,
 				      struct stream *stream)
 {
 	bool is_request = stream == request_stream(conn), ended = false;
 
 	if (stream->h1.state < H1_BODY)
-		ended = parse(skb, conn, stream, is_request);
+		ended = parse(skb, conn, desk, stream, is_request);
 	if (!ended && conn->avail && stream->h1.state >= H1_BODY && stream->h1.state != H1_WAIT)
 		ended = skip(conn, stream);
 	if (!ended)
@@ -584,9 +600,9 @@ static __always_inline void keep_rest(struct __sk_buff *skb, struct conn *conn,
 }
 
 /* One step of the work at hand; 1 when there is none left. */
-__noinline int http_step(struct __sk_buff *skb CONN_PARAMETER)
+__noinline int http_step(struct __sk_buff *skb WORK_PARAMETER)
 {
-	FIND_CONN(skb);
+	FIND_WORK(skb);
 	struct bpf_sock *sk = skb->sk;
 	struct stream *stream;
 	u32 what;
@@ -611,7 +627,7 @@ __noinline int http_step(struct __sk_buff *skb CONN_PARAMETER)
 		keep_rest(skb, conn, stream);
 		return 0;
 	}
-	what = read_bytes(skb, conn, stream);
+	what = read_bytes(skb, conn, desk, stream);
 	finish(sk, conn, what);
 	if (unlikely(conn->sync == IDLE) && !conn->avail && stream == request_stream(conn))
 		unsync(conn, conn->unsync_reason); /* a whole head in one segment is the proof */
@@ -621,22 +637,23 @@ __noinline int http_step(struct __sk_buff *skb CONN_PARAMETER)
 struct work {
 	struct __sk_buff *skb;
 	struct conn *conn;
+	struct desk *desk;
 };
 
 LOOP_BODY work_turn(u32 turn, void *state)
 {
 	struct work *work = state;
-	int done = http_step(work->skb CONN_ARGUMENT(work->conn));
+	int done = http_step(work->skb WORK_ARGUMENT(work->conn, work->desk));
 
 	opaque(done); /* else the compiler knows that it is 0 or 1, and the verifier does not */
 	return done ? 1 : 0;
 }
 
 /* Does all the work at hand. */
-__noinline int http_work(struct __sk_buff *skb CONN_PARAMETER)
+__noinline int http_work(struct __sk_buff *skb WORK_PARAMETER)
 {
-	FIND_CONN(skb);
-	struct work work = { .skb = skb, .conn = conn };
+	FIND_WORK(skb);
+	struct work work = { .skb = skb, .conn = conn, .desk = desk };
 
 	if (!conn)
 		return 0;
@@ -661,10 +678,11 @@ static __always_inline void take_segment(struct __sk_buff *skb, struct conn *con
 	u32 len = s->len, off = s->off, seq = s->seq;
 
 	conn->avail = 0;
-	conn->aside_len = 0;
+	if (unlikely(conn->aside_len))
+		conn->aside_len = 0;
 	if (unlikely(s->flags & TCP_FIN)) {
-		stream->fin = seq + len;
-		stream->has_fin = 1;
+		conn->fin[direction & 1] = seq + len;
+		conn->has_fin[direction & 1] = 1;
 	}
 	if (!len)
 		return;
@@ -700,7 +718,7 @@ static __always_inline void take_segment(struct __sk_buff *skb, struct conn *con
  * Lets go of the connection. Whoever came meanwhile has kept its bytes and
  * counted itself in the lock: their work is done here.
  */
-static __always_inline void leave(struct __sk_buff *skb, struct conn *conn)
+static __always_inline void leave(struct __sk_buff *skb, struct conn *conn, struct desk *desk)
 {
 	u32 mine = 1;
 
@@ -711,7 +729,7 @@ static __always_inline void leave(struct __sk_buff *skb, struct conn *conn)
 			return;
 		mine = held - mine;
 		conn->avail = 0;
-		http_work(skb CONN_ARGUMENT(conn));
+		http_work(skb WORK_ARGUMENT(conn, desk));
 	}
 	conn_forget(skb->sk, conn);
 	lose(HTTP_LOST_WORK_BOUND, 1);
@@ -737,11 +755,9 @@ static __noinline void conn_free(struct bpf_sock *sk)
 static __always_inline bool enter_later(struct __sk_buff *skb, struct conn *conn, struct segment *s,
 					u32 direction)
 {
-	struct stream *stream = &conn->stream[direction & 1];
-
 	if (s->flags & TCP_FIN) {
-		stream->fin = s->seq + s->len;
-		stream->has_fin = 1;
+		conn->fin[direction & 1] = s->seq + s->len;
+		conn->has_fin[direction & 1] = 1;
 	}
 	if (s->len && !keep(skb, direction, s->seq, s->off, s->len))
 		lose(HTTP_LOST_HOLE, 1);
@@ -753,6 +769,7 @@ static __always_inline int on_segment(struct __sk_buff *skb, u32 direction)
 	struct bpf_sock *sk = skb->sk;
 	struct segment s = {};
 	struct conn *conn;
+	struct desk *desk;
 
 	if (!sk || !segment_parse(skb, &s))
 		return PASS;
@@ -768,18 +785,22 @@ static __always_inline int on_segment(struct __sk_buff *skb, u32 direction)
 		return PASS;
 	if (unlikely(s.flags & TCP_RST))
 		conn->reset = 1;
+	desk = desk_take();
 	if (unlikely(*(volatile u32 *)&conn->lock || fetch_add(&conn->lock, &conn->spin, 1))) {
-		if (!enter_later(skb, conn, &s, direction))
+		if (!enter_later(skb, conn, &s, direction)) {
+			desk_leave(desk);
 			return PASS;
+		}
 		conn->avail = 0;
 	} else {
 		take_segment(skb, conn, &s, direction);
 	}
 	/* TCP notes when it sends, on the same clock (skb_mstamp_ns): a clock read less */
 	conn->now_ns = direction == OUT && skb->tstamp ? skb->tstamp : bpf_ktime_get_ns();
-	if (unlikely(!http_step(skb CONN_ARGUMENT(conn))))
-		http_work(skb CONN_ARGUMENT(conn));
-	leave(skb, conn);
+	if (unlikely(!http_step(skb WORK_ARGUMENT(conn, desk))))
+		http_work(skb WORK_ARGUMENT(conn, desk));
+	leave(skb, conn, desk);
+	desk_leave(desk);
 	if (unlikely(conn->over))
 		conn_free(sk);
 	return PASS;

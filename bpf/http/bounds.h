@@ -148,7 +148,7 @@ static const u8 bound_guess[HTTP_BUCKETS] = {
 
 static const u64 bound_limit[16] = {
 	5000000ULL, 10000000ULL, 25000000ULL, 50000000ULL, 75000000ULL, 100000000ULL, 250000000ULL, 500000000ULL,
-	750000000ULL, 1000000000ULL, 2500000000ULL, 5000000000ULL, 7500000000ULL, 10000000000ULL, 0ULL, 0ULL,
+	750000000ULL, 1000000000ULL, 2500000000ULL, 5000000000ULL, 7500000000ULL, 10000000000ULL, 9223372036854775807ULL, 0ULL,
 };
 
 /* Position of the highest bit that is set; BPF has no instruction for it. */
@@ -179,6 +179,12 @@ static __always_inline u32 log2_u64(u64 v)
 	return r + (v >> 1);
 }
 
+/* 1 if a > b, both below 2^63; without a branch, which would often be foretold wrong. */
+static __always_inline u32 is_above(u64 a, u64 b)
+{
+	return (b - a) >> 63;
+}
+
 /*
  * The bucket whose limits (below, up to and with] hold the time. A first
  * guess from the top four bits of the number is at most one too low or high.
@@ -195,10 +201,8 @@ static __always_inline u32 bucket_of(u64 ns)
 	at = (power - FIRST_POWER) << 4 | ((ns >> (power - 4)) & 15);
 	opaque(at); /* its bound stays the last step: Linux 5.10 understands no other */
 	guess = bucket_guess[at & (GUESSES - 1)];
-	if (ns > bucket_limit[guess & (HTTP_BUCKETS - 1)])
-		guess++;
-	if (ns > bucket_limit[guess & (HTTP_BUCKETS - 1)])
-		guess++;
+	guess += is_above(ns, bucket_limit[guess & (HTTP_BUCKETS - 1)]);
+	guess += is_above(ns, bucket_limit[guess & (HTTP_BUCKETS - 1)]);
 	return guess & (HTTP_BUCKETS - 1);
 }
 
@@ -207,9 +211,7 @@ static __always_inline u32 bound_of(u64 ns, u32 bucket)
 {
 	u32 bound = bound_guess[bucket & (HTTP_BUCKETS - 1)];
 
-	if (bound < HTTP_BOUNDS - 1 && ns > bound_limit[bound & 15])
-		bound++;
-	return bound;
+	return bound + is_above(ns & ~(1ULL << 63), bound_limit[bound & 15]);
 }
 
 #endif

@@ -52,17 +52,21 @@ struct queue {
 	struct exchange slot[QUEUE_MAX];
 };
 
+/* One direction: a cache line, apart from the other's. */
 struct stream {
-	u32 next; /* sequence number of the next byte in order */
-	u32 fin;  /* sequence number of the FIN */
-	u8 known; /* next holds */
-	u8 has_fin;
-	u8 pad[6];
+	u32 next;     /* sequence number of the next byte in order */
+	u32 known;    /* next holds */
 	u64 first_ns; /* of the message being read */
 	struct h1 h1;
+	u64 pad_apart[24];
 };
 
-/* What every packet touches comes first: few cache lines. */
+/*
+ * Laid out by cache lines. The two directions of a connection are often at work
+ * on two CPUs. A line that both write travels between them: those are the first
+ * two. What only one of them uses stands apart, since CPUs fetch the lines
+ * beside one that they use, too, and so take them from each other.
+ */
 struct conn {
 	struct word_lock spin;
 	u32 lock;         /* how many are here, or have left bytes for who is */
@@ -70,20 +74,26 @@ struct conn {
 	u8 sync;          /* enum sync_state */
 	u8 unsync_reason; /* enum http_lost */
 	u8 request_seen;  /* while tracking: request bytes since the answer began */
+	u8 request_waits; /* H1_WAIT has been entered */
 	u8 answered;      /* the oldest request has its answer, but has not ended */
 	u8 tunnel;
-	u8 over; /* nothing more to count */
+	u8 over;   /* nothing more to count */
+	u8 ending; /* enum http_error: the queue is being emptied */
+	u8 whole;  /* the end was that of an answer which lasts until the close */
 	/* written without the lock, by whoever sees it */
 	volatile u8 reset;
 	volatile u8 closed;
 	volatile u8 has_kept;
-	u8 ending; /* enum http_error: the queue is being emptied */
-	u8 whole;  /* the end was that of an answer which lasts until the close */
+	volatile u8 has_fin[2]; /* by direction */
+	u8 direction;           /* of the run at work */
+	struct exchange oldest; /* of the requests in flight */
+
+	u32 depth;    /* the oldest, and those in the queue */
+	u32 overflow; /* requests after the queue was full */
+	u32 number;   /* of requests so far */
 	/* the run at work */
-	u8 source;
-	u8 direction;
-	u8 peer_class;
-	u8 pad;
+	u32 source; /* enum source */
+	u64 now_ns;
 	u32 off;   /* SEGMENT: in the packet */
 	u32 avail; /* bytes left of this source */
 	/* the packet's bytes, put aside while kept ones that come first are read */
@@ -91,44 +101,59 @@ struct conn {
 	u32 aside_seq;
 	u32 aside_off;
 	u32 aside_direction;
-	u64 now_ns;
 	u64 early_ns; /* when those bytes came that completed the handshake */
+	u32 fin[2];   /* sequence numbers of the FINs, by direction */
+
+	/* seldom used */
+	u64 cookie;
+	u64 kept_id; /* name of its kept bytes */
+	u8 peer[16];
+	u8 local[16];
+	u16 peer_port;
+	u16 local_port;
+	u8 peer_class;
+	u8 pad_class[3];
+	u32 head; /* of the queue */
+	u32 pad_names;
+
+	u8 window[H1_WINDOW] __attribute__((aligned(8)));
+
 	struct stream stream[2];
-	/* requests in flight */
-	struct exchange oldest;
-	u32 depth;    /* the oldest, and those in the queue */
-	u32 head;     /* of the queue */
-	u32 overflow; /* requests after the queue was full */
-	u32 number;
+
+	/* route of the last path */
+	u64 raw_path;
+	u64 raw_route;
+	struct h1_text text;
+	u64 pad_text[19];
+
 	/* the answer to the oldest; it waits here if it came before the request's end */
 	u64 answer_end_ns;
 	u64 answer_first_ns;
 	u64 answer_bytes;
 	u16 answer_status;
+	u8 answer_error;
 	/* series of the last exchange */
+	u8 cached_error;
 	u16 cached_status;
 	u8 cached_method;
 	u8 cached_version;
-	u8 cached_error;
-	u8 answer_error;
 	u32 cached_slot;
 	u32 cached_epoch;
 	u64 cached_route;
-	/* route of the last path */
-	u64 raw_path;
-	u64 raw_route;
-	/* the connection */
-	u64 cookie;
-	u64 kept_id; /* name of its kept bytes */
 	u64 cgroup_id;
-	u8 peer[16];
-	u8 local[16];
-	u32 pid;
-	u16 peer_port;
-	u16 local_port;
-	struct h1_text text;
-	u8 window[H1_WINDOW] __attribute__((aligned(8)));
+	u32 pid; /* of the socket's owner */
+	u32 pad_answers;
 };
+
+/* The kernel puts a word of its own before the value, at the start of a line. */
+#define LINE_BEGINS(member) ((offsetof(struct conn, member) + 8) % 64 == 0)
+
+#ifndef PODSCOPE_NO_ATOMICS
+_Static_assert(LINE_BEGINS(depth) && LINE_BEGINS(cookie) && LINE_BEGINS(stream[0]) &&
+		       LINE_BEGINS(stream[1]) && LINE_BEGINS(raw_path) &&
+		       LINE_BEGINS(answer_end_ns),
+	       "struct conn is laid out by cache lines");
+#endif
 
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
@@ -151,7 +176,7 @@ struct {
 struct desk {
 	u32 taken;
 	struct head found;
-	u8 window[H1_WINDOW + HEAD_SLACK] __attribute__((aligned(8)));
+	u8 window[H1_WINDOW + HEAD_WINDOW + HEAD_SLACK] __attribute__((aligned(8)));
 };
 
 #define DESKS 4
@@ -184,7 +209,17 @@ static __always_inline struct desk *desk_take(void)
 
 static __always_inline void desk_leave(struct desk *desk)
 {
-	*(volatile u32 *)&desk->taken = 0;
+	if (desk)
+		*(volatile u32 *)&desk->taken = 0;
+}
+#else
+static __always_inline struct desk *desk_take(void)
+{
+	return NULL;
+}
+
+static __always_inline void desk_leave(struct desk *desk)
+{
 }
 #endif
 
@@ -202,6 +237,11 @@ static __always_inline void desk_leave(struct desk *desk)
 #define CONN_ALONE(skb, conn) skb
 #define FIND_CONN(skb)                                                                             \
 	struct conn *conn = (skb)->sk ? bpf_sk_storage_get(&conns, (skb)->sk, 0, 0) : NULL
+#define WORK_PARAMETER
+#define WORK_ARGUMENT(conn, desk)
+#define FIND_WORK(skb)                                                                             \
+	FIND_CONN(skb);                                                                            \
+	struct desk *desk = NULL
 #else
 #define APART                 static __always_inline
 #define CONN_PARAMETER        , struct conn *conn
@@ -209,6 +249,9 @@ static __always_inline void desk_leave(struct desk *desk)
 #define CONN_ONLY             struct conn *conn /* of functions that need no packet */
 #define CONN_ALONE(skb, conn) conn
 #define FIND_CONN(skb)
+#define WORK_PARAMETER            , struct conn *conn, struct desk *desk
+#define WORK_ARGUMENT(conn, desk) , conn, desk
+#define FIND_WORK(skb)
 #endif
 
 /* Settings that may change while the programs run. */

@@ -231,8 +231,10 @@ static __always_inline u32 request_end(struct __sk_buff *skb, struct conn *conn)
 	e->flags |= EXCHANGE_WHOLE;
 	if (unlikely(conn->answered))
 		return COUNTED;
-	if (unlikely(waits))
+	if (unlikely(waits)) {
 		stream->h1.state = H1_WAIT;
+		conn->request_waits = 1;
+	}
 	return STAYS;
 }
 
@@ -365,8 +367,9 @@ static __always_inline void request_resume(struct conn *conn)
 {
 	struct h1 *p = &request_stream(conn)->h1;
 
-	if (likely(p->state != H1_WAIT) || conn->depth > 1)
+	if (likely(!conn->request_waits) || p->state != H1_WAIT || conn->depth > 1)
 		return;
+	conn->request_waits = 0;
 	h1_reset(p);
 	if (conn->has_kept)
 		put_aside(conn);

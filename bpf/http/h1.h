@@ -89,27 +89,26 @@ struct h1 {
 	u8 version;
 	u8 method;
 	u16 status;
-	u64 number;    /* Content-Length or chunk size being read */
+	u32 at; /* position in the window */
+	u32 pad;
+	u64 number;    /* being read: Content-Length, chunk size, or a method's first eight bytes */
 	u64 length;    /* Content-Length */
 	u64 remaining; /* bytes to skip in H1_BODY and H1_CHUNK */
 	u64 body;      /* content bytes of this message so far */
-	u64 token;     /* first eight bytes of the method */
-	u32 at;        /* position in the window */
-	u32 pad;
 };
 
 /* What is kept of a request's head. */
 struct h1_text {
+	char host[HTTP_HOST_MAX];
+	char agent[HTTP_AGENT_MAX];
+	char trace[64];
+	char method[16];
 	u16 path_len; /* as sent; the text may be cut */
 	u16 host_len;
 	u16 agent_len;
 	u8 method_len;
 	u8 trace_len;
-	char method[16];
 	char path[HTTP_PATH_MAX];
-	char host[HTTP_HOST_MAX];
-	char agent[HTTP_AGENT_MAX];
-	char trace[64];
 } __attribute__((aligned(8)));
 
 /* tchar (RFC 9110 5.6.2), as a bit map over ASCII. */
@@ -251,7 +250,6 @@ static __always_inline void h1_reset(struct h1 *p)
 	p->length = 0;
 	p->remaining = 0;
 	p->body = 0;
-	p->token = 0;
 }
 
 /* What follows a head. */
@@ -464,7 +462,7 @@ static __always_inline int h1_start_byte(struct h1 *p, struct h1_text *t, u8 c)
 		return H1_BAD;
 	p->state = H1_METHOD;
 	p->index = 1;
-	p->token = c;
+	p->number = c;
 	t->path_len = 0;
 	t->host_len = 0;
 	t->agent_len = 0;
@@ -480,13 +478,14 @@ static __always_inline int h1_method_byte(struct h1 *p, struct h1_text *t, u8 c)
 
 	if (c == ' ') {
 		p->state = H1_TARGET;
-		p->method = h1_method(i < 8 ? p->token : 0);
+		p->method = h1_method(i < 8 ? p->number : 0);
+		p->number = 0;
 		return H1_MORE;
 	}
 	if (!h1_is_tchar(c) || i >= H1_METHOD_MAX)
 		return H1_BAD;
 	if (i < 8)
-		p->token |= (u64)c << (8 * (i & 7));
+		p->number |= (u64)c << (8 * (i & 7));
 	if (i < sizeof(t->method))
 		t->method[i & (sizeof(t->method) - 1)] = c;
 	p->index = i + 1;

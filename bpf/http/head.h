@@ -10,7 +10,9 @@
 
 #include "http/h1.h"
 
-#define HEAD_SLACK 32 /* bytes behind the window that may be read, and are not used */
+#define HEAD_WINDOW 2048 /* a longer head is left to the state machine; a power of two */
+#define HEAD_PART   256  /* bytes searched in one go */
+#define HEAD_SLACK  32   /* bytes behind the window that may be read, and are not used */
 
 struct head {
 	u32 first_lf; /* end of the start line */
@@ -25,7 +27,7 @@ struct head {
 static __always_inline u64 head_word(const u8 *window, u32 at)
 {
 	opaque(at);
-	at &= H1_WINDOW - 1;
+	at &= HEAD_WINDOW - 1;
 	return load_u64(window + at);
 }
 
@@ -130,19 +132,29 @@ static __always_inline void head_lines(struct head *h, const u8 *window, u32 at,
 		h->end = HEAD_DECLINED;
 }
 
-/* Finds the head's end and the lines that matter. */
-static __always_inline void head_find(struct head *h, const u8 *window, u32 n)
+/* No line has been seen yet. */
+static __always_inline void head_begin(struct head *h)
 {
 	h->first_lf = 0;
 	h->end = 0;
 	h->length_at = 0;
 	h->coding_at = 0;
-	for (u32 at = 0; at < H1_WINDOW; at += 8) {
+}
+
+/*
+ * Looks for the head's end and the lines that matter in one part of the window,
+ * which holds n bytes: all there are, or 48 or more behind the part, since it
+ * looks that far into a line that begins there.
+ */
+static __always_inline void head_find(struct head *h, const u8 *window, u32 from, u32 n)
+{
+	for (u32 i = 0; i < HEAD_PART; i += 8) {
+		u32 at = from + i;
 		u64 mask;
 
 		if (at >= n)
 			return;
-		mask = h1_newlines(load_u64(window + at));
+		mask = h1_newlines(head_word(window, at));
 		if (!mask)
 			continue;
 		head_lines(h, window, at, mask);
@@ -159,7 +171,7 @@ static __always_inline bool head_length(struct h1 *p, const u8 *window, u32 at)
 	u32 i;
 
 	opaque(at);
-	at &= H1_WINDOW - 1;
+	at &= HEAD_WINDOW - 1;
 	if (window[at] == ' ')
 		at++;
 	for (i = 0; i < 16; i++) {
@@ -180,7 +192,7 @@ static __always_inline bool head_length(struct h1 *p, const u8 *window, u32 at)
 static __always_inline bool head_coding(struct h1 *p, const u8 *window, u32 at)
 {
 	opaque(at);
-	at &= H1_WINDOW - 1;
+	at &= HEAD_WINDOW - 1;
 	if (window[at] == ' ')
 		at++;
 	if ((head_word(window, at) | (HEAD_FOLD & ~(0xffULL << 56))) !=
@@ -229,21 +241,23 @@ static __always_inline bool head_is_visible(u64 word)
 	return !(((~above | del) & ~word) & high);
 }
 
-/* Copies the target and looks at each of its bytes; false: declined. */
+/* Looks at each byte of the target, and copies it if there is a place; false: declined. */
 static __always_inline bool head_target(struct h1_text *t, const u8 *window, u32 at, u32 end)
 {
 	u32 len = end - at;
 
 	if (!len || len > HTTP_PATH_MAX)
 		return false;
-	t->path_len = len;
+	if (t)
+		t->path_len = len;
 	for (u32 i = 0; i < HTTP_PATH_MAX; i += 8) {
 		u64 word, seen;
 
 		if (i >= len)
 			break;
 		word = head_word(window, at + i);
-		store_u64(t->path + i, word);
+		if (t)
+			store_u64(t->path + i, word);
 		seen = word;
 		if (len - i < 8) /* the bytes behind the target count as letters */
 			seen |= ~0ULL << ((len - i) * 8 & 63);
@@ -325,12 +339,14 @@ static __always_inline bool head_read(struct h1 *p, struct h1_text *t, struct he
 
 /*
  * Reads a whole head from the window's start, p being at H1_START. Returns its
- * length; 0: declined. The kernel's programs call the two halves apart.
+ * length; 0: declined. The kernel's programs do the same piece by piece.
  */
 static __always_inline u32 head_scan(struct h1 *p, struct h1_text *t, struct head *h,
 				     const u8 *window, u32 n)
 {
-	head_find(h, window, n);
+	head_begin(h);
+	for (u32 from = 0; from < n && !h->end; from += HEAD_PART)
+		head_find(h, window, from, n);
 	if (!h->end || h->end > n || !head_read(p, t, h, window))
 		return 0;
 	return h->end;

@@ -89,7 +89,7 @@ struct http_series_key {
 /* One CPU's share of a series, read through mmap. */
 struct http_series_value {
 	__u64 sum_ns;
-	__u64 ttfb_sum_ns;
+	__u64 body_sum_ns; /* from an answer's first byte to its end */
 	__u64 request_bytes;
 	__u64 response_bytes;
 	__u64 max_ns[2]; /* by parity of the interval */

@@ -48,6 +48,12 @@ static __always_inline u32 log2_u64(u64 v)
 	return r + (v >> 1);
 }
 
+/* 1 if a > b, both below 2^63; without a branch, which would often be foretold wrong. */
+static __always_inline u32 is_above(u64 a, u64 b)
+{
+	return (b - a) >> 63;
+}
+
 /*
  * The bucket whose limits (below, up to and with] hold the time. A first
  * guess from the top four bits of the number is at most one too low or high.
@@ -64,10 +70,8 @@ static __always_inline u32 bucket_of(u64 ns)
 	at = (power - FIRST_POWER) << 4 | ((ns >> (power - 4)) & 15);
 	opaque(at); /* its bound stays the last step: Linux 5.10 understands no other */
 	guess = bucket_guess[at & (GUESSES - 1)];
-	if (ns > bucket_limit[guess & (HTTP_BUCKETS - 1)])
-		guess++;
-	if (ns > bucket_limit[guess & (HTTP_BUCKETS - 1)])
-		guess++;
+	guess += is_above(ns, bucket_limit[guess & (HTTP_BUCKETS - 1)]);
+	guess += is_above(ns, bucket_limit[guess & (HTTP_BUCKETS - 1)]);
 	return guess & (HTTP_BUCKETS - 1);
 }
 
@@ -76,9 +80,7 @@ static __always_inline u32 bound_of(u64 ns, u32 bucket)
 {
 	u32 bound = bound_guess[bucket & (HTTP_BUCKETS - 1)];
 
-	if (bound < HTTP_BOUNDS - 1 && ns > bound_limit[bound & 15])
-		bound++;
-	return bound;
+	return bound + is_above(ns & ~(1ULL << 63), bound_limit[bound & 15]);
 }
 
 #endif
@@ -115,7 +117,7 @@ def main() -> None:
     print(table("bucket_limit", "u64", whole, "HTTP_BUCKETS"), end="")
     print(table("bucket_guess", "u8", guess, "GUESSES"), end="")
     print(table("bound_guess", "u8", bound_guess, "HTTP_BUCKETS"), end="")
-    print(table("bound_limit", "u64", [*bounds, 0, 0], "16"), end="")
+    print(table("bound_limit", "u64", [*bounds, (1 << 63) - 1, 0], "16"), end="")
     print(CODE, end="")
 
 

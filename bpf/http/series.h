@@ -179,7 +179,8 @@ static __always_inline void series_add(u32 slot, u64 ns, u64 ttfb_ns, u64 reques
 	if (!info || !value)
 		return;
 	__sync_fetch_and_add(&value->sum_ns, ns);
-	__sync_fetch_and_add(&value->ttfb_sum_ns, ttfb_ns);
+	if (ns != ttfb_ns)
+		__sync_fetch_and_add(&value->body_sum_ns, ns - ttfb_ns);
 	if (request_bytes)
 		__sync_fetch_and_add(&value->request_bytes, request_bytes);
 	if (response_bytes)

@@ -288,7 +288,9 @@ class HttpSource:
         self._seen.le[slots] = le[moved]
         self._seen.active[slots] = now
         for column, name in enumerate(SUMS):
-            total = values[name].sum(axis=1)
+            total = _total(values, name)
+            if name == "ttfb_sum_ns":  # a sum of two that are not added to at once
+                total = np.maximum(total, self._seen.sums[slots, column])
             rows[name] = total - self._seen.sums[slots, column]
             self._seen.sums[slots, column] = total
         buckets = self._read_buckets(slots)
@@ -353,6 +355,16 @@ def _check_rights() -> None:
             "loading kernel programs needs root (or CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON): "
             "run it with sudo"
         )
+
+
+def _total(values: npt.NDArray[np.void], name: str) -> npt.NDArray[np.uint64]:
+    """A sum over all stripes, shape (n,)."""
+    total: npt.NDArray[np.uint64]
+    if name == "ttfb_sum_ns":  # the kernel adds to sum_ns first, then to body_sum_ns
+        total = (values["sum_ns"] - values["body_sum_ns"]).sum(axis=1)
+    else:
+        total = values[name].sum(axis=1)
+    return total
 
 
 def _stripes(cpus: int) -> int:
