@@ -9,12 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import nginx
+import variants
 
 from podscope.errors import PodscopeError
 
@@ -26,10 +28,17 @@ CLOCK_SCHED = 2
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Requests a second of two runs, one after the other."""
+class Round:
+    """Requests a second of three runs, one after the other.
+
+    Attributes:
+        alone: nothing is attached.
+        floor: the floor program is attached.
+        watched: ``podscope up`` runs.
+    """
 
     alone: float
+    floor: float
     watched: float
 
 
@@ -61,19 +70,28 @@ def wait_for_line(process: subprocess.Popen[str]) -> None:
         raise PodscopeError(f"podscope up did not start: {process.stderr.read().strip()}")
 
 
-def pairs(traffic: nginx.Traffic, count: int, seconds: int) -> list[Pair]:
-    """Runs without and with podscope; each second pair begins with it."""
+def rounds(traffic: nginx.Traffic, count: int, seconds: int) -> list[Round]:
+    """Runs without, with the floor program and with podscope; each round begins with another."""
+    runs = {"alone": alone_run, "floor": floor_run, "watched": watched_run}
+    names = list(runs)
     found = []
     for number in range(count):
-        if number % 2:
-            watched = watched_run(traffic, seconds)
-            alone = traffic.run(seconds).per_second
-        else:
-            alone = traffic.run(seconds).per_second
-            watched = watched_run(traffic, seconds)
-        print(f"pair {number + 1}: {alone:.0f}/s, watched {watched:.0f}/s", file=sys.stderr)
-        found.append(Pair(alone, watched))
+        begin = number % len(names)
+        rates = {name: runs[name](traffic, seconds) for name in names[begin:] + names[:begin]}
+        print(f"round {number + 1}: {rates}", file=sys.stderr)
+        found.append(Round(**rates))
     return found
+
+
+def alone_run(traffic: nginx.Traffic, seconds: int) -> float:
+    """Requests a second while nothing is attached."""
+    return traffic.run(seconds).per_second
+
+
+def floor_run(traffic: nginx.Traffic, seconds: int) -> float:
+    """Requests a second while the floor program is attached."""
+    with closing(variants.attached("floor")):
+        return traffic.run(seconds).per_second
 
 
 def watched_run(traffic: nginx.Traffic, seconds: int) -> float:

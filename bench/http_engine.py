@@ -52,8 +52,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--rounds", type=positive, default=5, help="of the engine's four variants (5)"
     )
-    parser.add_argument("--pairs", type=positive, default=7, help="of runs with and without (7)")
-    parser.add_argument("--seconds", type=positive, help="of each run (3; pairs 4; agent 10)")
+    parser.add_argument("--pairs", type=positive, default=15, help="of runs with and without (15)")
+    parser.add_argument("--seconds", type=positive, help="of each run (3; pairs 1; agent 10)")
     parser.add_argument(
         "--extra-head", type=int, default=0, metavar="BYTES", help="added to wrk's requests (0)"
     )
@@ -83,7 +83,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             costs = variants.measure_all(traffic, args.rounds, args.seconds or 3, args.look_ups)
             report |= engine_report(costs)
         if "throughput" in parts:
-            report |= throughput_report(agent.pairs(traffic, args.pairs, args.seconds or 4))
+            report |= throughput_report(agent.rounds(traffic, args.pairs, args.seconds or 1))
         if "agent" in parts:
             report |= agent.use(traffic, args.seconds or 10)
         if "start" in parts:
@@ -129,15 +129,19 @@ def engine_report(costs: dict[str, list[variants.Cost]]) -> dict[str, Any]:
     }
 
 
-def throughput_report(pairs: list[agent.Pair]) -> dict[str, Any]:
-    """How much lower the rate is with podscope; the median of the pairs."""
-    losses = [100 * (1 - pair.watched / pair.alone) for pair in pairs]
+def throughput_report(rounds: list[agent.Round]) -> dict[str, Any]:
+    """How much lower the rate is with podscope, and with the floor program; medians."""
+    losses = [100 * (1 - one.watched / one.alone) for one in rounds]
+    floor = [100 * (1 - one.floor / one.alone) for one in rounds]
     return {
         "throughput_loss_pct": round(statistics.median(losses), 2),
+        "floor_throughput_loss_pct": round(statistics.median(floor), 2),
         "throughput": {
             "loss_pct": spread(losses),
-            "requests_per_second_alone": spread([pair.alone for pair in pairs]),
-            "requests_per_second_watched": spread([pair.watched for pair in pairs]),
+            "floor_loss_pct": spread(floor),
+            "requests_per_second_alone": spread([one.alone for one in rounds]),
+            "requests_per_second_floor": spread([one.floor for one in rounds]),
+            "requests_per_second_watched": spread([one.watched for one in rounds]),
         },
     }
 

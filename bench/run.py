@@ -44,7 +44,7 @@ def main() -> int:
 def commands(quick: bool) -> dict[str, list[str]]:
     """The benchmarks by name, and how each is called."""
     engine = [str(HERE / "http_engine.py")]
-    short = ["--rounds", "3", "--pairs", "3", "--seconds", "2"] if quick else []
+    short = ["--rounds", "3", "--pairs", "8", "--seconds", "2"] if quick else []
     long_heads = ["--only", "engine", "--extra-head", LONG_HEAD]
     return {
         "http_engine": [*engine, *short],
