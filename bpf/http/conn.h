@@ -123,8 +123,10 @@ struct conn {
 	/* route of the last path */
 	u64 raw_path;
 	u64 raw_route;
+	u32 raw_epoch;
+	u32 pad_raw;
 	struct h1_text text;
-	u64 pad_text[19];
+	u64 pad_text[18];
 
 	/* the answer to the oldest; it waits here if it came before the request's end */
 	u64 answer_end_ns;
@@ -265,7 +267,7 @@ enum log_flag {
 u32 log_flags;
 u32 log_one_in;
 u64 log_slower_ns;
-u32 epoch;           /* changes when a series is taken away */
+u32 epoch;           /* changes when a series or a route is taken away */
 u32 interval_parity; /* which of max_ns[2] is written */
 u32 series_created;
 u64 lost[16];   /* by enum http_lost */

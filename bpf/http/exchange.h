@@ -257,7 +257,7 @@ __noinline int request_route(CONN_ONLY)
 {
 	FIND_CONN(skb);
 	struct route_scan *scan;
-	u32 len;
+	u32 len, now_epoch;
 	u64 raw;
 
 	if (!conn)
@@ -266,8 +266,10 @@ __noinline int request_route(CONN_ONLY)
 	if (len > HTTP_PATH_MAX)
 		len = HTTP_PATH_MAX;
 	raw = route_raw_hash(&conn->text, len);
-	if (raw == conn->raw_path && conn->raw_route)
+	if (raw == conn->raw_path && conn->raw_route && conn->raw_epoch == epoch)
 		return 0;
+	now_epoch = *(
+		volatile u32 *)&epoch; /* before the look-up: a route may be taken away meanwhile */
 	scan = (struct route_scan *)conn->window; /* free between two parses */
 	route_begin(scan, &conn->text);
 	for (u32 i = 0; i < HTTP_PATH_MAX / ROUTE_TURNS && scan->at < len && !scan->done; i++)
@@ -275,6 +277,7 @@ __noinline int request_route(CONN_ONLY)
 	route_end(scan);
 	conn->raw_route = route_publish(conn, scan);
 	conn->raw_path = conn->raw_route == ROUTE_OTHER ? 0 : raw;
+	conn->raw_epoch = now_epoch;
 	return 0;
 }
 

@@ -207,8 +207,11 @@ static __always_inline u64 route_publish(struct conn *conn, struct route_scan *s
 	if (count && *count >= routes_per_workload)
 		goto full;
 	/* in two steps: before Linux 6.4 memory of an argument is no source of a map's value */
-	if (bpf_map_update_elem(&routes, &key, &no_route, BPF_NOEXIST))
-		return bpf_map_lookup_elem(&routes, &key) ? s->hash : ROUTE_OTHER;
+	if (bpf_map_update_elem(&routes, &key, &no_route, BPF_NOEXIST)) {
+		if (bpf_map_lookup_elem(&routes, &key))
+			return s->hash; /* another CPU was first */
+		goto full;
+	}
 	text = bpf_map_lookup_elem(&routes, &key);
 	if (text)
 		*text = s->route;

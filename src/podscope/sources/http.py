@@ -36,6 +36,7 @@ CHUNKS_PER_SERIES = 4
 MAX_STRIPES = 8
 IDLE_SECONDS = 300.0
 GONE_SECONDS = 10.0
+ROUTES_SECONDS = 60.0
 # How long a program that began before a series was taken away may still write to it.
 GRACE_SECONDS = 1.0
 
@@ -95,7 +96,7 @@ class _Series:
     sums: npt.NDArray[np.uint64]
     le: npt.NDArray[np.uint64]
     buckets: npt.NDArray[np.uint32]
-    active: npt.NDArray[np.float64]
+    active: npt.NDArray[np.float64]  # when it moved last; 0: never
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,7 @@ class HttpSource:
         _check_rights()
         self._cgroup = self.options.cgroup or find_cgroup2()
         self._stripes = _stripes(os.cpu_count() or 1)
+        self._routes_cleaned = time.monotonic()
         self._object = _load(self.options, self._stripes)
         try:
             self._open_maps()
@@ -162,10 +164,13 @@ class HttpSource:
         now = time.monotonic()
         parity = int(self.variables["interval_parity"]) & 1
         self.variables["interval_parity"][...] = 1 - parity
-        live = self._live_slots()
-        rows = self._deltas(live, parity, now)
+        rows = self._deltas(self._live_slots(now), parity, now)
         self._free_retired(now)
+        live = self._live_slots(now)
         self._retire_idle(live, now)
+        if now - self._routes_cleaned > ROUTES_SECONDS:
+            self._routes_cleaned = now
+            self._forget_routes(live)
         return rows
 
     def read_requests(self) -> npt.NDArray[np.void]:
@@ -183,14 +188,7 @@ class HttpSource:
 
     def routes(self) -> dict[int, str]:
         """Text of each route known, by hash."""
-        keys, texts = self._routes.items()
-        found = {0: "", 1: "_OTHER"}
-        for route, length, text in zip(keys["hash"], texts["len"], texts["text"], strict=True):
-            if not length:
-                continue  # it is being written
-            raw = bytes(text).ljust(int(length), b"\0")[: int(length)]
-            found[int(route)] = raw.decode("utf-8", "backslashreplace")
-        return found
+        return {0: "", 1: "_OTHER"} | self._forgotten | _route_texts(*self._routes.items())
 
     def executable(self, pid: int) -> str:
         """Base name of the executable of a process that opened a socket, or an empty string."""
@@ -203,6 +201,10 @@ class HttpSource:
         """Series in use."""
         return int(np.count_nonzero(self._info["live"]))
 
+    def route_count(self) -> int:
+        """Routes in the kernel's map, of all programs."""
+        return len(self._routes.items()[0])
+
     def set_log(self, log: RequestLog | None) -> None:
         """Changes what goes to the request log, at once."""
         _set_log(self.variables, log)
@@ -213,6 +215,7 @@ class HttpSource:
         self._chunks = _striped(self._object.map("chunks"), self._stripes)["n"]
         self._slots = HashMap.of(self._object.map("series_slots"))
         self._routes = HashMap.of(self._object.map("routes"))
+        self._route_counts = HashMap.of(self._object.map("route_counts"))
         self._processes = HashMap.of(self._object.map("processes"))
         self._free_slots = StackMap(self._object.map("free_slots").fd, "u4")
         self._free_chunks = StackMap(self._object.map("free_chunks").fd, "u4")
@@ -222,6 +225,7 @@ class HttpSource:
         self._free_chunks.push(np.arange(len(self._chunks) - 1, 0, -1, dtype="u4"))
         self._reasons = _reasons(self._object.enum("http_lost"))
         self._retired: list[_Retired] = []
+        self._forgotten: dict[int, str] = {}
         self._seen = _Series(
             np.zeros((0, len(SUMS)), np.uint64),
             np.zeros((0, 15), np.uint64),
@@ -255,10 +259,12 @@ class HttpSource:
         finally:
             os.close(cgroup)
 
-    def _live_slots(self) -> npt.NDArray[np.intp]:
+    def _live_slots(self, now: float) -> npt.NDArray[np.intp]:
         live = np.flatnonzero(self._info["live"])
         if len(live) and live[-1] >= len(self._seen.active):
             self._grow(int(live[-1]) + 1)
+        new = live[self._seen.active[live] == 0]
+        self._seen.active[new] = now
         return live
 
     def _grow(self, slots: int) -> None:
@@ -269,7 +275,7 @@ class HttpSource:
             np.vstack([seen.sums, np.zeros((more, seen.sums.shape[1]), np.uint64)]),
             np.vstack([seen.le, np.zeros((more, 15), np.uint64)]),
             np.vstack([seen.buckets, np.zeros((more, 256), np.uint32)]),
-            np.concatenate([seen.active, np.full(more, time.monotonic())]),
+            np.concatenate([seen.active, np.zeros(more)]),
         )
 
     def _deltas(self, live: npt.NDArray[np.intp], parity: int, now: float) -> npt.NDArray[np.void]:
@@ -326,6 +332,27 @@ class HttpSource:
         self.variables["epoch"] += 1
         self._retired.append(_Retired(slots, now))
 
+    def _forget_routes(self, live: npt.NDArray[np.intp]) -> None:
+        """Makes room in the map of routes: takes those of processes that are gone.
+
+        A request that is still on its way may end under such a route, so the texts are kept
+        for a while here.
+        """
+        keys, values = self._routes.items()
+        series = self._info[live]["key"]
+        used = set(zip(series["cgroup_id"].tolist(), series["pid"].tolist(), strict=True))
+        owners = list(zip(keys["cgroup_id"].tolist(), keys["pid"].tolist(), strict=True))
+        gone = {owner for owner in set(owners) - used if not os.path.exists(f"/proc/{owner[1]}")}
+        if not gone:
+            return
+        old = np.array([owner in gone for owner in owners], bool)
+        self._forgotten = _route_texts(keys[old], values[old])
+        self._routes.delete_many(keys[old])
+        counted = self._route_counts.items()[0]
+        pairs = zip(counted["cgroup_id"].tolist(), counted["pid"].tolist(), strict=True)
+        self._route_counts.delete_many(counted[[pair in gone for pair in pairs]])
+        self.variables["epoch"] += 1  # connections that outlive their owner put theirs up again
+
     def _free_retired(self, now: float) -> None:
         while self._retired and now - self._retired[0].since > GRACE_SECONDS:
             slots = self._retired.pop(0).slots
@@ -345,8 +372,20 @@ class HttpSource:
         self._seen.sums[slots] = 0
         self._seen.le[slots] = 0
         self._seen.buckets[slots] = 0
+        self._seen.active[slots] = 0
         self._free_chunks.push(ids.astype("u4"))
         self._free_slots.push(slots.astype("u4"))
+
+
+def _route_texts(keys: npt.NDArray[np.void], values: npt.NDArray[np.void]) -> dict[int, str]:
+    """Text by hash, from entries of the map of routes."""
+    found = {}
+    for route, length, text in zip(keys["hash"], values["len"], values["text"], strict=True):
+        if not length:
+            continue  # it is being written
+        raw = bytes(text).ljust(int(length), b"\0")[: int(length)]
+        found[int(route)] = raw.decode("utf-8", "backslashreplace")
+    return found
 
 
 def _check_rights() -> None:

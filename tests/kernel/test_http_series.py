@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Nothing grows with time: series and routes that are not used any more go."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from conversations.messages import conversation
+from conversations.messages import exchange
+from conversations.peers import connect
+from conversations.peers import listening
+from conversations.peers import port_of
+from conversations.peers import run
+from conversations.schedule import steps
+from podscope.sources import http
+from podscope.sources.http import HttpOptions
+from podscope.sources.http import HttpSource
+
+PATIENCE = 10.0
+# A program that talks to itself: it serves and asks for the paths of its arguments.
+PROGRAM = """
+import socket, sys
+listener = socket.create_server(("127.0.0.1", 0))
+client = socket.create_connection(listener.getsockname())
+server, _ = listener.accept()
+for path in sys.argv[1:]:
+    client.sendall(b"GET %s HTTP/1.1\\r\\nHost: a\\r\\n\\r\\n" % path.encode())
+    server.recv(4096)
+    server.sendall(b"HTTP/1.1 204 No Content\\r\\n\\r\\n")
+    client.recv(4096)
+"""
+
+
+@pytest.fixture
+def source(own_cgroup: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[HttpSource]:
+    """A source that lets go of things soon."""
+    monkeypatch.setattr(http, "IDLE_SECONDS", 0.5)
+    monkeypatch.setattr(http, "GONE_SECONDS", 0.2)
+    monkeypatch.setattr(http, "GRACE_SECONDS", 0.1)
+    monkeypatch.setattr(http, "ROUTES_SECONDS", 0.2)
+    with HttpSource(HttpOptions(cgroup=own_cgroup, max_series=24)) as opened:
+        yield opened
+
+
+def run_program(*paths: str) -> None:
+    subprocess.run([sys.executable, "-S", "-c", PROGRAM, *paths], check=True, timeout=20)
+
+
+def counted(source: HttpSource) -> dict[str, int]:
+    """Exchanges by route since the last call, both sides together."""
+    found: dict[str, int] = {}
+    rows = source.read()
+    texts = source.routes()
+    for row in rows:
+        text = texts[int(row["key"]["route"])]
+        found[text] = found.get(text, 0) + int(row["count"])
+    return found
+
+
+def wait_for_series(source: HttpSource, most: int) -> dict[str, int]:
+    """Reads until so few series are left; what was counted meanwhile."""
+    found: dict[str, int] = {}
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        for text, count in counted(source).items():
+            found[text] = found.get(text, 0) + count
+        if source.series_count() <= most:
+            return found
+        time.sleep(0.02)
+    raise AssertionError(f"{source.series_count()} series are left")
+
+
+def test_series_of_programs_that_are_gone_make_room_for_others(source: HttpSource) -> None:
+    # GIVEN room for 24 series, of which each program needs 10
+    before = source.series_count()
+    for turn in range(6):
+        paths = [f"/turn{'abcdef'[turn]}/{name}" for name in "vwxyz"]
+
+        # WHEN programs come and go
+        run_program(*paths)
+
+        # THEN each is counted, and its series go after it
+        assert wait_for_series(source, before) == dict.fromkeys(paths, 2)
+    assert not any(source.lost().values())
+
+
+def test_a_connection_that_was_idle_for_long_is_counted_as_before(source: HttpSource) -> None:
+    # GIVEN a connection whose series have gone meanwhile
+    before = source.series_count()
+    with listening() as listener:
+        pair = connect(listener)
+        part = exchange(b"GET", b"/kept/open")
+        run(pair, steps(conversation(part, part)))
+        assert wait_for_series(source, before) == {"/kept/open": 4}
+
+        # WHEN it is used again
+        run(pair, steps(conversation(part, part, part)))
+
+        # THEN
+        found = counted(source)
+        pair.client.close()
+        pair.server.close()
+        assert port_of(listener)
+    assert found == {"/kept/open": 6}
+    assert source.series_count() == before + 2
+
+
+def test_routes_of_programs_that_are_gone_go(source: HttpSource) -> None:
+    # GIVEN a program that stays, and others with routes of their own
+    with listening() as listener:
+        pair = connect(listener)
+        run(pair, steps(conversation(exchange(b"GET", b"/stays"))))
+        run_program("/goes/a")
+        run_program("/goes/b")
+        seen = counted(source)
+
+        # WHEN they are gone for a while
+        wait_for_series(source, http.RESERVED - 1)
+        deadline = time.monotonic() + PATIENCE
+        while source.route_count() > 1 and time.monotonic() < deadline:
+            time.sleep(0.05)
+            source.read()
+
+        # THEN the map has the other's route alone, and what was said of them can still be named
+        assert seen == {"/stays": 2, "/goes/a": 2, "/goes/b": 2}
+        assert source.route_count() == 1
+        assert {"/stays", "/goes/a", "/goes/b"} <= set(source.routes().values())
+
+        # AND the program that stays has the name of its route still
+        run(pair, steps(conversation(exchange(b"GET", b"/stays"))))
+        assert counted(source) == {"/stays": 2}
+        pair.client.close()
+        pair.server.close()
