@@ -43,12 +43,14 @@ from conversations.observed import assert_counted
 from conversations.observed import assert_exact
 from conversations.peers import Family
 from conversations.peers import port_of
+from conversations.schedule import steps
 
 pytestmark = pytest.mark.skipif(
     bool(links.missing_tools("ip", "tc", "ethtool")),
     reason=links.missing_tools("ip", "tc", "ethtool") or "tools are there",
 )
 
+SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 BAIT = b"GET /bait HTTP/1.1\r\nHost: bait\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 
 
@@ -323,6 +325,41 @@ def test_one_kind_of_weather_changes_nothing(
 
     # WHEN / THEN
     converse(link, exact, [talk, talk, close])
+
+
+def test_bytes_with_more_gaps_than_are_kept_are_lost(watch: Observer) -> None:
+    # GIVEN a wire that holds back every second segment of a long body, all sent at once
+    before = watch.lost()
+    with links.wire() as (link, line):
+        for name in (link.client, link.server):
+            links.command(
+                "ip", "-n", name, "route", "replace", "10.77.0.0/24", "dev", link.device,
+                "initcwnd", "300", "initrwnd", "300", "rto_min", "500ms",
+            )  # fmt: skip
+        line.rule = lambda p: [(0.2 * (p.to_server and p.payload > 900 and p.number % 2), p.data)]
+        body = Body(b"x" * 300_000, "length")
+        talk = conversation(exchange(b"POST", b"/gaps", 201, request_body=body))
+        with link.listen() as listener:
+            listener.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 21)
+            pair = link.connect(listener)
+
+            # WHEN
+            peers.run(pair, steps(talk))
+            line.rule = links.pass_on
+            peers.run(pair, steps(conversation(*(exchange(b"GET", b"/after") for _ in range(4)))))
+            pair.close()
+
+            # THEN the end that they came to has lost it, has no wrong row, and is exact again soon
+            seen = watch.seen(port_of(listener), 6)
+    lost = {name: n - before.get(name, 0) for name, n in watch.lost().items()}
+    server, client = (
+        {series[3]: one.count for series, one in seen.sums[side].items()}
+        for side in ("server", "client")
+    )
+    assert lost.get("hole", 0) > 0
+    assert set(server) == {"/after"}
+    assert 1 <= server["/after"] <= 4
+    assert client == {"/gaps": 1, "/after": 4}
 
 
 def test_a_request_that_completes_the_handshake_is_counted_exactly(

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from podscope import __version__
 from podscope.__main__ import command_parser
 from podscope.__main__ import load
+from podscope.__main__ import main
 from podscope.commands import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,6 +45,25 @@ def test_help_lists_every_command_with_its_line():
     assert shown.returncode == 0
     for command in COMMANDS:
         assert re.search(rf"^ +{command.name} +{re.escape(command.help)}$", shown.stdout, re.M)
+
+
+def test_warnings_of_the_library_are_lines_of_the_program(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # GIVEN a command during which the library warns
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    monkeypatch.setattr(
+        "podscope.__main__.run",
+        lambda _: warnings.warn("some sockets are missed", RuntimeWarning, stacklevel=1),
+    )
+
+    # WHEN
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        main(["http"])
+
+    # THEN
+    assert capsys.readouterr().err == "podscope: warning: some sockets are missed\n"
 
 
 def test_without_a_command_the_help_is_shown():
