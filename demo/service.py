@@ -64,6 +64,7 @@ class Handler(BaseHTTPRequestHandler):
     """Answers by the table of its server."""
 
     protocol_version = "HTTP/1.1"
+    wbufsize = 1 << 16  # head and body go out together, or the body waits for an acknowledgement
     server: Service
 
     def answer(self) -> None:

@@ -12,6 +12,7 @@ import errno
 import os
 import signal
 import sys
+import warnings
 from typing import TYPE_CHECKING
 from typing import Any
 from typing import NoReturn
@@ -46,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     open_streams()
+    warnings.showwarning = show_warning
     try:
         try:
             return run(given)
@@ -64,6 +66,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         silence()
         print(f"podscope: {why_not(error)}", file=sys.stderr)
         return 1
+
+
+def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    """A warning of the library as a line of the program, without Python's file and line."""
+    print(f"podscope: warning: {message}", file=sys.stderr)
 
 
 def why_not(error: OSError) -> str:
