@@ -132,7 +132,7 @@ types: dev
 .PHONY: test test-unit test-kernel test-kernels
 PYTEST := PYTHONDONTWRITEBYTECODE=1 $(BIN)/python -m pytest -p no:cacheprovider
 test: lint format-check types bpf
-	@$(SUDO) env $(PYTEST) tests/unit $(KERNEL_TESTS) $(ARGS)
+	@$(SUDO) env $(PYTEST) tests/unit $(KERNEL_TESTS) tests/engines $(ARGS)
 
 test-unit: dev bpf
 	@$(PYTEST) tests/unit $(ARGS)
@@ -142,7 +142,7 @@ test-kernel: dev bpf
 
 # The same tests on other kernels, in QEMU; needs root.
 test-kernels: dev bpf
-	@$(SUDO) tests/kernels/run $(ARGS)
+	@$(SUDO) $(BIN)/python tests/kernels/run $(ARGS)
 
 # Pure parts of the kernel programs, built for this machine, under sanitizers.
 FUZZ_SECONDS ?= 60
