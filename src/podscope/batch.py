@@ -17,10 +17,20 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Service:
+    """A Service of Kubernetes that leads to a pod, and to which ports of the pod."""
+
+    name: str
+    ports: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class Identity:
     """Whose a row is.
 
-    ``kind`` is ``container``, ``unit`` (systemd) or ``process``. ``name`` is what people call it:
+    ``kind`` is ``container``, ``unit`` (systemd) or ``process``; in a cluster it is the kind of
+    the pod's owner: ``deployment``, ``statefulset``, ``daemonset``, ``replicaset``, ``job``,
+    ``cronjob``, or ``pod`` where it has none. ``name`` is what people call it: the owner's name,
     the container's name or short id, the unit's name, or the executable's base name.
     Empty strings and zero: not known, or does not apply.
     """
@@ -31,6 +41,12 @@ class Identity:
     pid: int = 0
     container_id: str = ""
     cgroup: str = ""
+    namespace: str = ""
+    pod: str = ""
+    pod_uid: str = ""
+    container: str = ""
+    node: str = ""
+    services: tuple[Service, ...] = ()
 
 
 @dataclass(frozen=True)

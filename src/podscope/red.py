@@ -11,14 +11,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from podscope.batch import Identity
 from podscope.schema import DIMENSIONS
+from podscope.schema import IMPLIED
+from podscope.schema import OF_IDENTITY
+from podscope.schema import SERVER
 from podscope.schema import Array
 from podscope.schema import View
 from podscope.schema import error_mask
 
 if TYPE_CHECKING:
     from podscope.batch import Batch
-    from podscope.batch import Identity
 
 # The 14 classic bounds that the HTTP semantic conventions advise, seconds.
 CLASSIC_BOUNDS = (
@@ -48,8 +51,8 @@ class Groups:
     Attributes:
         by: names of the dimensions, of ``schema.DIMENSIONS``.
         keys: ``struct http_series_key``, shape (n,); members of other dimensions are zero.
-        workload: index into ``identities``, shape (n,), -1 if not grouped by workload.
-        executable: the same for the executable's name, -1 also if a group has several.
+        whose: for each of ``schema.OF_IDENTITY`` an index into ``identities``, shape (n,); -1 if
+            not grouped by it, and for the executable also if a group has several.
         identities: what the indexes point to.
         routes: text of the route hashes.
         count, errors: exchanges, shape (n,), u8.
@@ -62,8 +65,7 @@ class Groups:
 
     by: tuple[str, ...]
     keys: Array
-    workload: npt.NDArray[np.int64]
-    executable: npt.NDArray[np.int64]
+    whose: dict[str, npt.NDArray[np.int64]]
     identities: tuple[Identity, ...]
     routes: dict[int, str]
     count: npt.NDArray[np.uint64]
@@ -81,8 +83,10 @@ class Groups:
 
     def take(self, index: Array) -> Groups:
         """The groups at ``index`` (positions or a mask), in that order."""
-        arrays = ("keys", "workload", "executable", "errors", "max_ns", "le", "buckets", *_SUMS)
-        return replace(self, **{name: getattr(self, name)[index] for name in arrays})
+        arrays = ("keys", "errors", "max_ns", "le", "buckets", *_SUMS)
+        taken = {name: getattr(self, name)[index] for name in arrays}
+        whose = {name: places[index] for name, places in self.whose.items()}
+        return replace(self, whose=whose, **taken)
 
     def view(self, time_ns: int, interval: float) -> View:
         """For ``schema.read``: these groups at ``time_ns``, every field."""
@@ -98,8 +102,7 @@ class Groups:
         return View(
             records=self.keys,
             values=values,
-            workload=self.workload,
-            executable=self.executable,
+            whose=self.whose,
             identities=self.identities,
             routes=self.routes,
             time=np.full(len(self), time_ns, dtype=np.int64),
@@ -126,15 +129,18 @@ def group(batch: Batch, by: Sequence[str], *, buckets: bool = True) -> Groups:
     Returns:
         One group for each distinct key; none for an empty batch.
     """
-    rows = batch.rows
-    index = batch.identity.astype(np.int64)
+    rows, index = batch.rows, batch.identity.astype(np.int64)
+    identities, whose = batch.identities, dict.fromkeys(OF_IDENTITY, index)
+    if "service" in by:
+        place, identities, service = _services(batch)
+        rows = rows[place]
+        whose = dict.fromkeys(OF_IDENTITY, index[place]) | {"service": service}
     keys = rows["key"]
     single = Groups(
         by=_checked(by),
         keys=keys,
-        workload=index,
-        executable=index,
-        identities=batch.identities,
+        whose=whose,
+        identities=identities,
         routes=dict(batch.routes),
         errors=np.where(error_mask(keys), rows["count"], 0),
         max_ns=rows["max_ns"],
@@ -143,6 +149,39 @@ def group(batch: Batch, by: Sequence[str], *, buckets: bool = True) -> Groups:
         **{name: rows[name] for name in _SUMS},
     )
     return _add_up(single)
+
+
+def _services(
+    batch: Batch,
+) -> tuple[npt.NDArray[np.intp], tuple[Identity, ...], npt.NDArray[np.int64]]:
+    """Each row once for each Service that it came through, once where there is none.
+
+    Only what a server answered on a port that the Service leads to is the Service's.
+
+    Returns:
+        Positions of the rows, shape (m,), the identities with those of Services behind them, and
+        for each of the positions its Service's identity or -1, shape (m,).
+    """
+    keys = batch.rows["key"]
+    of_servers = (keys["side"] == SERVER).tolist()
+    known: dict[tuple[str, str], int] = {}
+    places: list[int] = []
+    found: list[int] = []
+    rows = zip(batch.identity.tolist(), keys["port"].tolist(), of_servers, strict=True)
+    for place, (index, port, of_server) in enumerate(rows):
+        identity = batch.identities[index]
+        names = [
+            (identity.namespace, service.name)
+            for service in identity.services
+            if of_server and (port in service.ports or not service.ports)
+        ]
+        numbers = [known.setdefault(name, len(known)) for name in names] or [-1]
+        places += [place] * len(numbers)
+        found += numbers
+    added = tuple(Identity("service", name, namespace=space) for space, name in known)
+    service = np.array(found, dtype=np.int64)
+    service[service >= 0] += len(batch.identities)
+    return np.array(places, dtype=np.intp), batch.identities + added, service
 
 
 def merge(left: Groups, right: Groups) -> Groups:
@@ -161,8 +200,9 @@ def merge(left: Groups, right: Groups) -> Groups:
     return _add_up(
         Groups(
             by=left.by,
-            workload=_shifted(left.workload, right.workload, shift),
-            executable=_shifted(left.executable, right.executable, shift),
+            whose={
+                name: _shifted(left.whose[name], right.whose[name], shift) for name in left.whose
+            },
             identities=left.identities + right.identities,
             routes=left.routes | right.routes,
             **both,
@@ -185,9 +225,11 @@ def _add_up(one: Groups) -> Groups:
     """Reduce entries with the same key to one."""
     if len(one) == 0:
         return _reduced(one, np.zeros(0, dtype=np.intp), np.zeros(0, dtype=np.intp))
-    workloads = _same(one.identities, one.workload, "kind", "name", "container_id")
-    executables = _same(one.identities, one.executable, "executable")
-    columns = _key_columns(one, workloads, executables)
+    codes = {
+        name: _same(one.identities, one.whose[name], name)
+        for name in {*one.by, "executable"} & OF_IDENTITY.keys()
+    }
+    columns = _key_columns(one, [codes[name] for name in one.by if name in codes])
     order = np.lexsort(columns) if columns else np.arange(len(one))
     fresh = np.zeros(len(one), dtype=np.bool_)
     fresh[0] = True
@@ -195,20 +237,18 @@ def _add_up(one: Groups) -> Groups:
         ordered = column[order]
         fresh[1:] |= ordered[1:] != ordered[:-1]
     starts = np.flatnonzero(fresh)
-    return _reduced(one, order, starts, executables)
+    return _reduced(one, order, starts, codes["executable"])
 
 
-def _same(identities: tuple[Identity, ...], index: Array, *names: str) -> npt.NDArray[np.int64]:
-    """Numbers that are equal where the named parts of the identities are; -1 stays."""
+def _same(identities: tuple[Identity, ...], index: Array, name: str) -> npt.NDArray[np.int64]:
+    """Numbers that are equal where the identities are, for a dimension; -1 stays."""
+    part = OF_IDENTITY[name]
     seen: dict[tuple[str, ...], int] = {}
-    codes = [
-        seen.setdefault(tuple(getattr(identity, name) for name in names), len(seen))
-        for identity in identities
-    ]
+    codes = [seen.setdefault(part(identity), len(seen)) for identity in identities]
     return np.array([*codes, -1], dtype=np.int64)[index]
 
 
-def _key_columns(one: Groups, workloads: Array, executables: Array) -> list[Array]:
+def _key_columns(one: Groups, owners: list[Array]) -> list[Array]:
     keys = one.keys
     columns: list[Array] = []
     packed = np.zeros(len(one), dtype=np.uint64)
@@ -218,10 +258,7 @@ def _key_columns(one: Groups, workloads: Array, executables: Array) -> list[Arra
                 packed |= keys[member].astype(np.uint64) << np.uint64(shift)
     if any(name in one.by for name, _ in _PACKED):
         columns.append(packed)
-    if "workload" in one.by:
-        columns.append(workloads)
-    if "executable" in one.by:
-        columns.append(executables)
+    columns += owners
     if "pid" in one.by:
         columns.append(keys["pid"])
     if "route" in one.by:
@@ -242,20 +279,21 @@ def _reduced(one: Groups, order: Array, starts: Array, executables: Array | None
     for member in kept:
         keys[member] = one.keys[member][first]
     nobody = np.full(len(first), -1, dtype=np.int64)
-    workload = one.workload[first] if "workload" in one.by else nobody
-    executable = one.executable[first] if {"executable", "workload"} & set(one.by) else nobody
+    whose = {name: places[first] for name, places in one.whose.items() if name in one.by}
+    whose = _with_implied(one, first) | whose
+    whose = dict.fromkeys(OF_IDENTITY, nobody) | whose
     if "workload" in one.by and executables is not None:
         # A workload of one process also says which.
         if "executable" not in one.by:
-            executable = np.where(_alone(executables, order, starts), executable, -1)
+            alone = _alone(executables, order, starts)
+            whose["executable"] = np.where(alone, one.whose["executable"][first], -1)
         if "pid" not in one.by:
             pids = one.keys["pid"]
             keys["pid"] = np.where(_alone(pids, order, starts), pids[first], 0)
     return replace(
         one,
         keys=keys,
-        workload=workload,
-        executable=executable,
+        whose=whose,
         errors=_sums(one.errors, order, starts),
         max_ns=_largest(one.max_ns, order, starts),
         le=_sums(one.le, order, starts),
@@ -266,6 +304,19 @@ def _reduced(one: Groups, order: Array, starts: Array, executables: Array | None
         request_bytes=_sums(one.request_bytes, order, starts),
         response_bytes=_sums(one.response_bytes, order, starts),
     )
+
+
+def _with_implied(one: Groups, first: Array) -> dict[str, npt.NDArray[np.int64]]:
+    """Indexes for what groups also say of themselves; see ``schema.IMPLIED``."""
+    found = {}
+    if "service" in one.by:
+        found["namespace"] = one.whose["service"][first]
+    if "pod" in one.by:
+        has_pod = np.array([bool(identity.pod) for identity in one.identities] + [False])
+        for name in IMPLIED["pod"]:
+            places = one.whose[name][first]
+            found[name] = np.where(has_pod[one.whose["pod"][first]], places, -1)
+    return found
 
 
 def _alone(codes: Array, order: Array, starts: Array) -> Array:
@@ -367,8 +418,7 @@ def rows_view(batch: Batch) -> View:
     return View(
         records=rows["key"],
         values=values | _quantile_values(rows["buckets"], rows["max_ns"]),
-        workload=index,
-        executable=index,
+        whose=dict.fromkeys(OF_IDENTITY, index),
         identities=batch.identities,
         routes=batch.routes,
         time=np.full(len(rows), batch.time_ns, dtype=np.int64),

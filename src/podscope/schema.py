@@ -52,7 +52,12 @@ _OBJECTS = ("duration", "time_to_first_byte")
 
 # What rows can be grouped by, in the order of the output.
 DIMENSIONS = (
+    "service",
     "workload",
+    "namespace",
+    "pod",
+    "container",
+    "node",
     "executable",
     "pid",
     "side",
@@ -65,6 +70,37 @@ DIMENSIONS = (
 )
 
 
+# All that says something else of each row. A pod may be behind several Services, so a row may
+# be in several groups by service: sums over them count it more than once.
+PLAIN = tuple(name for name in DIMENSIONS if name != "service")
+# Without what only a cluster has.
+ON_HOST = tuple(name for name in PLAIN if name not in ("namespace", "pod", "container", "node"))
+# Kinds of owners of pods, as in ``Identity.kind``.
+OWNERS = ("deployment", "statefulset", "daemonset", "replicaset", "cronjob", "job")
+# Dimensions that are read from the identities, and when two identities are the same for them.
+OF_IDENTITY: dict[str, Callable[[Identity], tuple[str, ...]]] = {
+    "service": lambda one: (one.namespace, one.name),
+    "workload": lambda one: (
+        one.kind,
+        one.name,
+        one.namespace,
+        "" if one.namespace else one.container_id,
+    ),
+    "namespace": lambda one: (one.namespace,),
+    "pod": lambda one: (one.namespace, one.pod, one.pod_uid),
+    "container": lambda one: (one.container, one.container_id if one.pod else ""),
+    "node": lambda one: (one.node,),
+    "executable": lambda one: (one.executable,),
+}
+# What a group by a dimension also says of itself: all of it has the same.
+IMPLIED = {"service": ("namespace",), "pod": ("workload", "namespace", "node")}
+
+
+def with_implied(by: Sequence[str]) -> set[str]:
+    """Dimensions, and those that they imply."""
+    return {*by, *(other for name in by for other in IMPLIED.get(name, ()))}
+
+
 @dataclass(frozen=True)
 class View:
     """Records to read fields from, one entry a record.
@@ -73,8 +109,7 @@ class View:
         records: structured array with the members of ``struct http_series_key`` or
             ``struct http_request``, shape (n,); zero where a member says nothing.
         values: ``count``, ``sum_ns`` ...: arrays of shape (n,), by name.
-        workload: index into ``identities``, shape (n,); -1: none.
-        executable: the same, for the executable's name alone.
+        whose: for each of ``OF_IDENTITY`` an index into ``identities``, shape (n,); -1: none.
         identities: what the indexes point to.
         routes: text of the route hashes.
         time: time of each record, Unix nanoseconds, shape (n,).
@@ -83,8 +118,7 @@ class View:
 
     records: Array
     values: Mapping[str, Array] | Array
-    workload: npt.NDArray[np.int64]
-    executable: npt.NDArray[np.int64]
+    whose: Mapping[str, npt.NDArray[np.int64]]
     identities: tuple[Identity, ...]
     routes: Mapping[int, str]
     time: npt.NDArray[np.int64]
@@ -240,12 +274,23 @@ def _interval(view: View) -> Array:
     return np.full(len(view.records), view.interval)
 
 
+def _of(dimension: str, text: Callable[[Identity], str]) -> Callable[[View], Array]:
+    return lambda view: _of_identity(view.identities, view.whose[dimension], text)
+
+
 def _of_workload(text: Callable[[Identity], str]) -> Callable[[View], Array]:
-    return lambda view: _of_identity(view.identities, view.workload, text)
+    return _of("workload", text)
 
 
-def _executable(view: View) -> Array:
-    return _of_identity(view.identities, view.executable, lambda identity: identity.executable)
+def _owner(kind: str) -> Callable[[View], Array]:
+    return _of_workload(lambda identity: identity.name if identity.kind == kind else "")
+
+
+def _container_id(view: View) -> Array:
+    """A pod's container is one of several of its workload; another container is the workload."""
+    column = _of("container", lambda one: one.container_id if one.pod else "")(view)
+    alone = _of_workload(lambda one: "" if one.pod else one.container_id)(view)
+    return np.where(alone == np.array(None), column, alone)
 
 
 def _of_identity(
@@ -398,21 +443,22 @@ _WORKLOAD = (
         "identity.name",
         "workload",
         _of_workload(lambda identity: identity.name),
-        "name of the workload: container, systemd unit or executable",
+        "name of the workload: owner of the pod, container, systemd unit or executable",
     ),
     _attribute(
         "podscope.workload.kind",
         "identity.kind",
         "workload",
         _of_workload(lambda identity: identity.kind),
-        "container, unit or process",
+        "container, unit or process; in a cluster the owner's kind: deployment, statefulset, "
+        "daemonset, replicaset, job, cronjob, or pod",
         label=False,
     ),
     _attribute(
         "container.id",
         "identity.container_id",
         "workload",
-        _of_workload(lambda identity: identity.container_id),
+        _container_id,
         "id of the container",
     ),
     _attribute(
@@ -424,10 +470,56 @@ _WORKLOAD = (
         label=False,
     ),
     _attribute(
+        "k8s.namespace.name",
+        "identity.namespace",
+        "namespace",
+        _of("namespace", lambda identity: identity.namespace),
+        "namespace of the pod",
+    ),
+    *(
+        _attribute(
+            f"k8s.{kind}.name",
+            "identity.name",
+            "owner",
+            _owner(kind),
+            f"{kind} that owns the pod",
+        )
+        for kind in OWNERS
+    ),
+    _attribute(
+        "k8s.pod.name",
+        "identity.pod",
+        "pod",
+        _of("pod", lambda identity: identity.pod),
+        "name of the pod",
+    ),
+    _attribute(
+        "k8s.pod.uid",
+        "identity.pod_uid",
+        "pod",
+        _of("pod", lambda identity: identity.pod_uid),
+        "uid of the pod",
+        label=False,
+    ),
+    _attribute(
+        "k8s.container.name",
+        "identity.container",
+        "container",
+        _of("container", lambda identity: identity.container),
+        "name of the container in its pod",
+    ),
+    _attribute(
+        "k8s.node.name",
+        "identity.node",
+        "node",
+        _of("node", lambda identity: identity.node),
+        "node that the pod is on",
+    ),
+    _attribute(
         "process.executable.name",
         "identity.executable",
         "executable",
-        _executable,
+        _of("executable", lambda identity: identity.executable),
         "base name of the executable that owns the socket",
     ),
     _attribute(
@@ -498,6 +590,14 @@ _PEER = (
 HTTP: tuple[Field, ...] = (
     TIME,
     INTERVAL,
+    _attribute(
+        "k8s.service.name",
+        "identity.services",
+        "service",
+        _of("service", lambda identity: identity.name),
+        "Service whose endpoint answered, on the server side; only with --by service",
+        label=False,
+    ),
     *_WORKLOAD,
     _SIDE,
     _attribute(
@@ -616,13 +716,16 @@ REQUEST: tuple[Field, ...] = (
 )
 
 
-def read(fields: Sequence[Field], view: View, by: Sequence[str] = DIMENSIONS) -> dict[str, Array]:
+def read(fields: Sequence[Field], view: View, by: Sequence[str] = PLAIN) -> dict[str, Array]:
     """Columns of ``fields``, by name; those of dimensions that are not in ``by`` are left out.
 
-    A group of workloads also says its executable and process where it has only one.
+    A group of workloads also says its executable and process where it has only one, and in a
+    cluster what kind of owner it is.
     """
-    known = {"", *by}
-    if "workload" in known:
+    known = {"", *with_implied(by)}
+    if {"workload", "namespace"} <= known:
+        known.add("owner")
+    if "workload" in by:
         known |= {"executable", "pid"}
     return {field.name: field.read(view) for field in fields if field.dimension in known}
 
@@ -634,8 +737,7 @@ def request_view(batch: Batch) -> View:
     return View(
         records=batch.rows,
         values=batch.rows,
-        workload=index,
-        executable=index,
+        whose=dict.fromkeys(OF_IDENTITY, index),
         identities=batch.identities,
         routes=batch.routes,
         time=time,
@@ -648,8 +750,9 @@ def columns(batch: Batch) -> dict[str, Array]:
     Shapes are (n,). Texts are objects with None where there is none, times ``datetime64[ns]`` in
     UTC, durations float seconds, sizes and codes integers (0: does not apply).
     """
+    by = PLAIN if any(identity.namespace for identity in batch.identities) else ON_HOST
     if batch.kind == "request":
-        return read(REQUEST, request_view(batch))
+        return read(REQUEST, request_view(batch), by)
     from podscope import red
 
-    return read(HTTP, red.rows_view(batch))
+    return read(HTTP, red.rows_view(batch), by)

@@ -17,6 +17,7 @@ import pytest
 import podscope
 from podscope.batch import Batch
 from podscope.batch import Identity
+from podscope.batch import Service
 from podscope.kernel import btf
 
 HEADER = Path(__file__).parents[2] / "bpf" / "http" / "http.h"
@@ -26,6 +27,19 @@ TIME_NS = 1_790_000_000_123_456_789
 NGINX = Identity("unit", "nginx.service", "nginx", 100, "", "/system.slice/nginx.service")
 SHOP = Identity("container", "shop", "python3", 200, "4f6d" * 16, "/docker/4f6d")
 CURL = Identity("process", "curl", "curl", 300)
+# Two pods of a deployment behind a Service, the second also behind another one, and a bare pod.
+WEB_A = Identity(
+    "deployment", "web", "nginx", 11, "a" * 64, namespace="shop", pod="web-1-a", pod_uid="u-a",
+    container="nginx", node="node-1", services=(Service("web", (80,)),),
+)  # fmt: skip
+WEB_B = Identity(
+    "deployment", "web", "nginx", 12, "b" * 64, namespace="shop", pod="web-1-b", pod_uid="u-b",
+    container="nginx", node="node-2", services=(Service("web", (80,)), Service("all")),
+)  # fmt: skip
+BARE = Identity(
+    "pod", "web", "curl", 13, "c" * 64, namespace="lab", pod="web", pod_uid="u-c",
+    container="curl", node="node-2",
+)  # fmt: skip
 
 
 @functools.cache
@@ -114,6 +128,12 @@ def shop_batch() -> Batch:
     rows["response_bytes"] = [3000, 100, 1200, 30, 50]
     rows["ttfb_sum_ns"] = rows["sum_ns"] // 2
     return http_batch(rows, [0, 0, 1, 1, 2], routes={7: "/items/*", 9: "/pay"})
+
+
+def cluster_batch() -> Batch:
+    """The rows of ``shop_batch``, of pods: two of web as servers, a bare one as a client."""
+    whole = shop_batch()
+    return http_batch(whole.rows, whole.identity, (WEB_A, WEB_B, BARE), routes=whole.routes)
 
 
 def request_batch(n: int = 1, **members: object) -> Batch:

@@ -166,7 +166,7 @@ def test_fields_to_group_by_keep_their_order_and_lose_repeats():
 
 @pytest.mark.parametrize("text", ["", "colour", "route,,port"])
 def test_unknown_field_lists_the_known_ones(text):
-    with pytest.raises(UsageError, match="--by: .*choose from workload,"):
+    with pytest.raises(UsageError, match="--by: .*choose from service,workload,"):
         filters.dimensions(text, "--by")
 
 

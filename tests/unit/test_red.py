@@ -27,6 +27,11 @@ IDENTITIES = (
     Identity("container", "shop", "python3", 3, "bb"),
     Identity("process", "curl", "curl", 4),
     Identity("process", "curl", "curl", 5),
+    # Pods of one owner on two nodes, the same names in another namespace, and a name again.
+    replace(records.WEB_A, services=()),
+    replace(records.WEB_B, services=()),
+    replace(records.WEB_A, services=(), namespace="other", pod_uid="u-o"),
+    replace(records.WEB_A, services=(), pod_uid="u-again", container="log"),
 )
 
 durations = st.integers(min_value=0, max_value=20_000 * 10**9)
@@ -37,7 +42,7 @@ def batches(draw, most=12):
     """Rows over few keys, so that they meet; with true histograms of random durations."""
     n = draw(st.integers(min_value=0, max_value=most))
     rows = records.http_rows(n)
-    identity = draw(st.lists(st.sampled_from(range(5)), min_size=n, max_size=n))
+    identity = draw(st.lists(st.sampled_from(range(len(IDENTITIES))), min_size=n, max_size=n))
     for row, who in zip(rows, identity, strict=True):
         key = row["key"]
         key["pid"] = who + 1
@@ -61,7 +66,8 @@ fields = st.lists(st.sampled_from(schema.DIMENSIONS), unique=True).map(tuple)
 
 def said(groups):
     """Groups as a dictionary: what they are -> what they count. Order does not matter."""
-    labels = schema.read(schema.HTTP[2:18], groups.labels(), groups.by)
+    attributes = [field for field in schema.HTTP if field.dimension]
+    labels = schema.read(attributes, groups.labels(), groups.by)
     keys = zip(*(column.tolist() for column in labels.values()), strict=True)
     names = list(keys) if labels else [()] * len(groups)
     errors = groups.errors.tolist()
@@ -88,7 +94,16 @@ def reference(batch, by):
     for row, who in zip(batch.rows, batch.identity, strict=True):
         key, owner = row["key"], batch.identities[who]
         parts = {
-            "workload": (owner.kind, owner.name, owner.container_id),
+            "service": "",
+            "workload": (
+                (owner.kind, owner.name, owner.namespace)
+                if owner.pod
+                else (owner.kind, owner.name, owner.container_id)
+            ),
+            "namespace": owner.namespace,
+            "pod": (owner.namespace, owner.pod, owner.pod_uid),
+            "container": (owner.container, owner.container_id if owner.pod else ""),
+            "node": owner.node,
             "executable": owner.executable,
             "pid": int(key["pid"]),
             "side": int(key["side"]),
@@ -203,6 +218,46 @@ def test_sums_beyond_32_bits_stay_exact():
     assert groups.buckets[0, 9] == 2**33 - 2
 
 
+def counts_by(batch, *by):
+    """Exchanges by the texts of some attributes."""
+    groups = red.group(batch, by)
+    told = schema.read(schema.HTTP, groups.view(0, 1.0), groups.by)
+    names = [name for name in told if name.startswith("k8s.") or name == "service.name"]
+    rows = zip(*(told[name].tolist() for name in names), told["count"].tolist(), strict=True)
+    return {tuple(filter(None, row[:-1])): row[-1] for row in rows}
+
+
+def test_pods_of_one_owner_are_one_workload_and_those_of_another_namespace_are_not():
+    assert counts_by(records.cluster_batch(), "workload", "namespace") == {
+        ("web", "shop", "web"): 55,
+        ("web", "lab"): 5,
+    }
+
+
+def test_a_pod_says_its_owner_namespace_and_node():
+    assert counts_by(records.cluster_batch(), "pod") == {
+        ("web", "shop", "web", "web-1-a", "u-a", "node-1"): 40,
+        ("web", "shop", "web", "web-1-b", "u-b", "node-2"): 15,
+        ("web", "lab", "web", "u-c", "node-2"): 5,
+    }
+
+
+def test_a_pod_behind_two_services_is_credited_to_each_once():
+    # GIVEN pods that serve ports 80 and 8080; Service web leads to 80 alone, all to any
+    batch = records.cluster_batch()
+
+    # WHEN
+    found = counts_by(batch, "service")
+
+    # THEN what clients did, and what no Service leads to, has none
+    assert found == {("web", "shop"): 40, ("all", "shop"): 15, (): 5}
+    assert counts_by(batch, "service", "node") == {
+        ("web", "shop", "node-1"): 40,
+        ("all", "shop", "node-2"): 15,
+        ("node-2",): 5,
+    }
+
+
 def test_one_process_of_a_workload_is_named_and_several_are_not():
     # GIVEN nginx with two processes, shop with one
     batch = records.shop_batch()
@@ -226,7 +281,7 @@ def test_dimensions_that_are_not_grouped_by_are_blank():
 
     # THEN
     assert groups.keys["status"].any() == False  # noqa: E712
-    assert (groups.workload == -1).all()
+    assert all((places == -1).all() for places in groups.whose.values())
     assert set(groups.keys["port"].tolist()) == {80, 8080}
 
 

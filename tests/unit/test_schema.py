@@ -3,11 +3,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import records
 
 from podscope import schema
+from podscope.batch import Identity
+
+ON_HOST = [
+    field.name
+    for field in schema.HTTP
+    if field.dimension in ("", *schema.ON_HOST) and not field.name.startswith("k8s.")
+]
 
 
 def suffixes(enum: str, prefix: str) -> dict[int, str]:
@@ -57,7 +66,7 @@ def test_every_source_is_a_member_of_the_record_or_the_identity(record):
     sources = {part for field in fields for part in field.source.split(", ") if part}
 
     # THEN
-    identity = {f"identity.{name}" for name in ("kind", "name", "executable", "container_id")}
+    identity = {f"identity.{field.name}" for field in dataclasses.fields(Identity)}
     assert sources - members - identity <= {"time_ns"}
 
 
@@ -79,7 +88,7 @@ def test_columns_of_http_rows_have_the_names_and_values_of_the_records():
     columns = schema.columns(batch)
 
     # THEN
-    assert list(columns) == [field.name for field in schema.HTTP]
+    assert list(columns) == ON_HOST
     assert {len(column) for column in columns.values()} == {5}
     assert columns["service.name"].tolist() == ["nginx.service"] * 2 + ["shop"] * 2 + ["curl"]
     assert columns["http.route"].tolist() == ["/items/*", "_OTHER", "/items/*", "/pay", None]
@@ -90,6 +99,19 @@ def test_columns_of_http_rows_have_the_names_and_values_of_the_records():
     assert columns["count"].tolist() == batch.rows["count"].tolist()
     assert columns["duration.sum"].tolist() == [0.03, 0.02, 0.36, 2.1, 0.2]
     assert columns["time"][0] == np.datetime64(records.TIME_NS, "ns")
+
+
+def test_columns_of_pods_have_their_names_as_well():
+    # GIVEN / WHEN
+    columns = schema.columns(records.cluster_batch())
+
+    # THEN
+    names = [field.name for field in schema.HTTP if field.dimension != "service"]
+    assert list(columns) == names
+    assert columns["k8s.pod.name"].tolist() == ["web-1-a"] * 2 + ["web-1-b"] * 2 + ["web"]
+    assert columns["k8s.deployment.name"].tolist() == ["web"] * 4 + [None]
+    assert columns["podscope.workload.kind"].tolist() == ["deployment"] * 4 + ["pod"]
+    assert columns["container.id"].tolist()[0] == "a" * 64
 
 
 def test_columns_of_an_empty_batch_are_empty():
@@ -109,7 +131,7 @@ def test_data_frames_and_arrow_tables_have_the_same_columns():
     frame, table = batch.to_pandas(), batch.to_arrow()
 
     # THEN
-    assert list(frame.columns) == table.column_names == [field.name for field in schema.HTTP]
+    assert list(frame.columns) == table.column_names == ON_HOST
     assert table.column("http.route").to_pylist()[-1] is None
     assert frame["count"].sum() == 60
 

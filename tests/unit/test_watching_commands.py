@@ -141,7 +141,7 @@ def test_empty_interval_says_so():
 @pytest.mark.parametrize("output", http.OUTPUTS)
 def test_every_field_can_be_grouped_by_in_every_form(name, output):
     # GIVEN / WHEN
-    text = shown(http, [records.shop_batch()], http.Options(output=output, by=(name,)))
+    text = shown(http, [records.cluster_batch()], http.Options(output=output, by=(name,)))
 
     # THEN
     assert text.count("\n") > 2
@@ -169,7 +169,7 @@ def test_json_ends_with_the_summary_and_tells_losses_as_they_come():
     batch = records.shop_batch()
 
     # WHEN
-    options = http.Options(output="json", by=schema.DIMENSIONS)
+    options = http.Options(output="json", by=schema.PLAIN)
     lines = [
         json.loads(line) for line in shown(http, [batch, batch], options, {"hole": 2}).splitlines()
     ]
@@ -235,7 +235,7 @@ def test_bad_values_of_http_name_the_option(flags, option):
 def test_defaults_to_group_by_depend_on_the_form():
     assert http.options(parsed(http)).by == http.TABLE_BY
     assert http.options(parsed(http, "-o", "wide")).by == http.TABLE_BY
-    assert http.options(parsed(http, "-o", "json")).by == schema.DIMENSIONS
+    assert http.options(parsed(http, "-o", "json")).by == schema.ON_HOST
     assert http.options(parsed(http, "-o", "json", "--by", "port")).by == ("port",)
 
 

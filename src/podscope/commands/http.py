@@ -38,7 +38,12 @@ LEAST_DURATION_NS = 10**6
 _ATTRIBUTES = tuple(one for one in schema.HTTP if one.dimension)
 # Dimension: title of its column, whether numbers are in it.
 _TITLES = {
+    "service": ("SERVICE", False),
     "workload": ("WORKLOAD", False),
+    "namespace": ("NAMESPACE", False),
+    "pod": ("POD", False),
+    "container": ("CONTAINER", False),
+    "node": ("NODE", False),
     "executable": ("EXECUTABLE", False),
     "pid": ("PID", True),
     "side": ("SIDE", False),
@@ -55,7 +60,7 @@ _WIDE = ("COUNT", "FAILED", "FIRST BYTE")
 _WIDE_OWNERS = (
     ("KIND", "podscope.workload.kind"),
     ("PROCESS", "process.executable.name"),
-    ("CONTAINER", "container.id"),
+    ("CONTAINER ID", "container.id"),
 )
 # Where the terminal is narrow: names are cut to this, then columns are left out in this order,
 # then names are cut to the least.
@@ -152,7 +157,7 @@ def duration_ns(args: argparse.Namespace) -> int | None:
 
 def options(args: argparse.Namespace) -> Options:
     """The flags as values; raises UsageError."""
-    by: tuple[str, ...] = schema.DIMENSIONS if args.output in ("json", "csv") else TABLE_BY
+    by: tuple[str, ...] = schema.ON_HOST if args.output in ("json", "csv") else TABLE_BY
     if args.by is not None:
         by = filters.dimensions(args.by, "--by")
     return Options(
@@ -507,7 +512,7 @@ def _wide_cells(groups: red.Groups) -> list[list[str]]:
 def _owner_cells(title: str, told: Mapping[str, schema.Array]) -> list[str]:
     if title == "KIND":
         return render.cells(told["podscope.workload.kind"])
-    if title == "CONTAINER":
+    if title == "CONTAINER ID":
         return [(text or "")[:12] or "-" for text in told["container.id"]]
     names = told["process.executable.name"]
     pids = told.get("process.pid", np.zeros(len(names), dtype=np.int64))

@@ -28,7 +28,7 @@ SERIES = 10_000
 IDLE_NS = 3600 * 10**9
 
 # No pid: a label that changes with each restart makes series without end.
-_BY = tuple(name for name in schema.DIMENSIONS if name != "pid")
+_BY = tuple(name for name in schema.PLAIN if name != "pid")
 _FIELDS = tuple(field for field in schema.HTTP if field.label)
 # OpenTelemetry's mark for the series that takes what no longer fits.
 _OVERFLOW = 'otel_metric_overflow="true"'
@@ -202,15 +202,18 @@ class Totals:
 def _keys(groups: red.Groups) -> list[tuple[object, ...]]:
     """What a group's labels depend on, hashable and quick to make."""
     raw = np.ascontiguousarray(groups.keys).view(f"V{groups.keys.dtype.itemsize}").tolist()
-    workloads = [(i.name, i.container_id) for i in groups.identities] + [("", "")]
-    executables = [i.executable for i in groups.identities] + [""]
     # A route's text may come after its hash.
     texts = map(groups.routes.get, groups.keys["route"].tolist())
-    whose = zip(groups.workload.tolist(), groups.executable.tolist(), strict=True)
-    return [
-        (key, workloads[w], executables[e], text)
-        for key, text, (w, e) in zip(raw, texts, whose, strict=True)
-    ]
+    owners = [_owner_keys(groups, name, places) for name, places in groups.whose.items()]
+    return list(zip(raw, texts, *owners, strict=True))
+
+
+def _owner_keys(
+    groups: red.Groups, name: str, places: npt.NDArray[np.int64]
+) -> list[tuple[str, ...]]:
+    part = schema.OF_IDENTITY[name]
+    parts = [*map(part, groups.identities), ()]
+    return [parts[place] for place in places.tolist()]
 
 
 def _label_texts(groups: red.Groups) -> list[str]:
