@@ -716,8 +716,8 @@ REQUEST: tuple[Field, ...] = (
 )
 
 
-def read(fields: Sequence[Field], view: View, by: Sequence[str] = PLAIN) -> dict[str, Array]:
-    """Columns of ``fields``, by name; those of dimensions that are not in ``by`` are left out.
+def told(fields: Sequence[Field], by: Sequence[str]) -> tuple[Field, ...]:
+    """Those of ``fields`` that records grouped by some dimensions have.
 
     A group of workloads also says its executable and process where it has only one, and in a
     cluster what kind of owner it is.
@@ -727,7 +727,12 @@ def read(fields: Sequence[Field], view: View, by: Sequence[str] = PLAIN) -> dict
         known.add("owner")
     if "workload" in by:
         known |= {"executable", "pid"}
-    return {field.name: field.read(view) for field in fields if field.dimension in known}
+    return tuple(field for field in fields if field.dimension in known)
+
+
+def read(fields: Sequence[Field], view: View, by: Sequence[str] = PLAIN) -> dict[str, Array]:
+    """Columns of those ``fields`` that are ``told``, by name."""
+    return {field.name: field.read(view) for field in told(fields, by)}
 
 
 def request_view(batch: Batch) -> View:

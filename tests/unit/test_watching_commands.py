@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import io
 import json
 import os
@@ -414,6 +415,15 @@ def test_request_json_ends_with_the_summary():
     # THEN
     assert [line["kind"] for line in lines] == ["request", "request", "lost", "summary"]
     assert lines[-1] == {"kind": "summary", "requests": 2, "lost": {"ring_full": 1}}
+
+
+@pytest.mark.parametrize(("command", "batch"), [(http, "shop_batch"), (requests, "request_batch")])
+def test_lines_of_csv_have_the_cells_of_the_header(command, batch):
+    # GIVEN / WHEN
+    text = shown(command, [getattr(records, batch)()], command.Options(output="csv"))
+
+    # THEN
+    assert len({len(line) for line in csv.reader(io.StringIO(text))}) == 1
 
 
 def test_request_csv_has_a_header_even_if_nothing_came():

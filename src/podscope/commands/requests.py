@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 HELP = "Show single requests as they end; what is not asked for stays in the kernel."
 OUTPUTS = ("table", "json", "csv")
+_FIELDS = schema.told(schema.REQUEST, schema.ON_HOST)
 # Short enough to look immediate, long enough to cost nothing.
 INTERVAL_SECONDS = 0.25
 
@@ -130,7 +131,7 @@ def show(
     if chosen.output == "table":
         out.write(_line(tuple(title for title, _, _ in _COLUMNS)))
     if chosen.output == "csv":
-        out.write(render.csv_header(schema.REQUEST))
+        out.write(render.csv_header(_FIELDS))
     out.flush()
     for batch in batches:
         if batch.kind != "request":
@@ -155,11 +156,11 @@ def show(
 
 
 def _text(batch: Batch, output: str) -> str:
-    columns = schema.columns(batch)
+    columns = schema.read(_FIELDS, schema.request_view(batch), schema.ON_HOST)
     if output == "json":
-        return render.json_lines("request", schema.REQUEST, columns)
+        return render.json_lines("request", _FIELDS, columns)
     if output == "csv":
-        return render.csv_lines(schema.REQUEST, columns)
+        return render.csv_lines(_FIELDS, columns)
     return "".join(map(_line, _rows(columns)))
 
 
