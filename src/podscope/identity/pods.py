@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who a socket belongs to on a node: the pod of its cgroup, or what the host calls it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from podscope.batch import Identity
+from podscope.batch import Service
+from podscope.identity.cgroup_layouts import ContainerPath
+from podscope.identity.cgroup_layouts import container_of
+from podscope.identity.kubernetes import Cluster
+from podscope.identity.kubernetes_objects import Pod
+
+MAX_KNOWN = 20_000
+
+
+class Paths(Protocol):
+    """Paths of cgroups, also of those that are gone."""
+
+    def path(self, cgroup_id: int) -> str:
+        """Path below the mount; empty if it is not known."""
+
+    def live(self) -> Mapping[int, str]:
+        """Paths of those that are there, by id."""
+
+
+class PodIdentities:
+    """Resolves (cgroup id, process id) pairs of a node.
+
+    What a cgroup is never changes, and is remembered; what the cluster says of it is asked anew
+    each time, since owners are looked up and Services come and go.
+
+    Args:
+        paths: cgroup id to path.
+        cluster: what is known of the cluster.
+        node: this node's name.
+        executable: base name of a process's executable; empty if it is not known.
+        on_host: who a socket is that belongs to no pod.
+    """
+
+    def __init__(
+        self,
+        paths: Paths,
+        cluster: Cluster,
+        node: str,
+        executable: Callable[[int], str],
+        on_host: Callable[[int, int], Identity],
+    ) -> None:
+        self._paths = paths
+        self._cluster = cluster
+        self._node = node
+        self._executable = executable
+        self._on_host = on_host
+        self._known: dict[int, ContainerPath | None] = {}
+
+    def resolve(
+        self, cgroup_ids: npt.NDArray[np.uint64], pids: npt.NDArray[np.uint32]
+    ) -> tuple[npt.NDArray[np.uint32], tuple[Identity, ...]]:
+        """Identities of rows, each once.
+
+        Returns:
+            For each row the position of its identity, shape (n,), and the identities.
+        """
+        index = np.zeros(len(pids), np.uint32)
+        places: dict[tuple[int, int], int] = {}
+        for row, key in enumerate(zip(cgroup_ids.tolist(), pids.tolist(), strict=True)):
+            index[row] = places.setdefault(key, len(places))
+        return index, tuple(self.identity(*key) for key in places)
+
+    def identity(self, cgroup_id: int, pid: int) -> Identity:
+        """Whose one socket is.
+
+        A pod that the cluster has not told of yet has no name, and a cgroup whose path is not
+        known yet is of kind ``unknown``: ask again later.
+        """
+        where = self._container(cgroup_id)
+        if where is None and cgroup_id and not self._paths.path(cgroup_id):
+            return Identity("unknown", "", self._executable(pid), pid, node=self._node)
+        if where is None or not where.pod_uid:
+            return replace(self._on_host(cgroup_id, pid), node=self._node)
+        pod = self._cluster.pod(where.pod_uid)
+        executable = self._executable(pid) if pid else ""
+        found = Identity(
+            "pod", "", executable, pid, where.container_id, pod_uid=where.pod_uid, node=self._node
+        )
+        return found if pod is None else self._named(found, pod, where.container_id)
+
+    def ignored(self) -> frozenset[int]:
+        """Cgroups of pods that are not to be watched, and all below them.
+
+        A pod says so itself, or its namespace or node does (``podscope.dev/ignore: "true"``).
+        """
+        by_pod: dict[str, list[int]] = {}
+        for cgroup_id in self._paths.live():
+            where = self._container(cgroup_id)
+            if where is not None and where.pod_uid:
+                by_pod.setdefault(where.pod_uid, []).append(cgroup_id)
+        found: set[int] = set()
+        for uid, cgroup_ids in by_pod.items():
+            pod = self._cluster.pod(uid)
+            if pod is not None and self._cluster.ignored(pod):
+                found.update(cgroup_ids)
+        return frozenset(found)
+
+    def _named(self, found: Identity, pod: Pod, container_id: str) -> Identity:
+        owner = self._cluster.owner(pod)
+        container = self._cluster.container(container_id, pod.metadata.uid)
+        return replace(
+            found,
+            # A static pod's owner is the node, which says nothing: the pod stands for itself.
+            kind="pod" if owner.kind == "Node" else owner.kind.lower(),
+            name=pod.metadata.name if owner.kind == "Node" else owner.name,
+            namespace=pod.metadata.namespace,
+            pod=pod.metadata.name,
+            pod_uid=pod.metadata.uid,
+            container=container.name if container else "",
+            services=tuple(
+                Service(name, ports) for name, ports in self._cluster.target_ports(pod).items()
+            ),
+        )
+
+    def _container(self, cgroup_id: int) -> ContainerPath | None:
+        if cgroup_id in self._known:
+            return self._known[cgroup_id]
+        path = self._paths.path(cgroup_id)
+        found = container_of(path)
+        if path:  # what is not known yet may be later
+            if len(self._known) >= MAX_KNOWN:
+                self._known.clear()
+            self._known[cgroup_id] = found
+        return found
