@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -136,3 +137,29 @@ def test_routes_of_programs_that_are_gone_go(source: HttpSource) -> None:
         assert counted(source) == {"/stays": 2}
         pair.client.close()
         pair.server.close()
+
+
+def test_a_cgroup_is_left_alone_as_long_as_it_is_ignored(
+    source: HttpSource, own_cgroup: str
+) -> None:
+    # GIVEN a connection that is counted
+    own = os.stat(own_cgroup).st_ino
+    with listening() as listener:
+        pair = connect(listener)
+        part = exchange(b"GET", b"/private")
+        run(pair, steps(conversation(part)))
+        before = counted(source)
+
+        # WHEN its cgroup is ignored, and then no more
+        source.ignore({own})
+        run(pair, steps(conversation(part, part)))
+        meanwhile = counted(source)
+        source.ignore(set())
+        run(pair, steps(conversation(part, part, part)))
+
+        # THEN both changes count from the next exchange on
+        assert before == {"/private": 2}
+        assert meanwhile == {}
+        assert counted(source) == {"/private": 6}
+        pair.close()
+    assert not any(source.lost().values())
