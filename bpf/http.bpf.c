@@ -192,6 +192,7 @@ __noinline int conn_open(struct __sk_buff *skb, u32 direction)
 	conn->kept_id = conn->cookie;
 	conn->cgroup_id = bpf_sk_cgroup_id(sk);
 	conn->pid = note->pid;
+	conn->owner = note->owner;
 	conn_addresses(conn, sk);
 	if (!opened) {
 		unsync(conn, HTTP_LOST_JOINED);
@@ -233,7 +234,7 @@ static __noinline void conn_bad(struct __sk_buff *skb, struct conn *conn, struct
 		unsync(conn, conn->unsync_reason);
 		return;
 	}
-	if (!conn->number && !conn->depth) {
+	if (!conn->number && !conn->depth && !h1_is_begun(&stream->h1, conn->text.path_len)) {
 		/* nothing but this has been said: another protocol */
 		conn_forget(skb->sk, conn);
 		return;
@@ -901,7 +902,7 @@ int http_socket(struct bpf_sock *sk)
 		return 1;
 	note = bpf_sk_storage_get(&notes, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (note)
-		note->pid = owner_note_process(task, 0);
+		owner_note(note, task);
 	return 1;
 }
 
@@ -926,7 +927,7 @@ int http_open_sockets(struct bpf_iter__task_file *ctx)
 		return 0;
 	note = bpf_sk_storage_get(&notes, socket->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (note && !note->pid)
-		note->pid = owner_note_process(task, 0);
+		owner_note(note, task);
 	return 0;
 }
 #endif

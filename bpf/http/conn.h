@@ -144,7 +144,7 @@ struct conn {
 	u64 cached_route;
 	u64 cgroup_id;
 	u32 pid; /* of the socket's owner */
-	u32 pad_answers;
+	u32 owner;
 };
 
 /* The kernel puts a word of its own before the value, at the start of a line. */

@@ -19,7 +19,7 @@ static __always_inline struct stream *answer_stream(struct conn *conn)
 }
 
 /* Sends the oldest exchange up to the log, if it is asked for. */
-static __noinline void exchange_log(struct conn *conn, u64 ns, u64 ttfb_ns)
+static __noinline void exchange_log(struct conn *conn, u64 ns, u64 ttfb_ns, bool wanted)
 {
 	struct exchange *e = &conn->oldest;
 	struct detail_key key = { .cookie = conn->cookie, .number = e->number };
@@ -28,7 +28,7 @@ static __noinline void exchange_log(struct conn *conn, u64 ns, u64 ttfb_ns)
 	struct h1_text *text;
 	struct http_request *r;
 
-	if (!log_takes(conn, ns, status, error))
+	if (!wanted || !log_takes(conn, ns, status, error))
 		goto out;
 	r = bpf_ringbuf_reserve(&request_ring, sizeof(*r), 0);
 	if (!r) {
@@ -48,6 +48,7 @@ static __noinline void exchange_log(struct conn *conn, u64 ns, u64 ttfb_ns)
 	r->local_port = conn->local_port;
 	r->peer_port = conn->peer_port;
 	r->pid = conn->pid;
+	r->owner = conn->owner;
 	r->status = status;
 	r->side = conn->side;
 	r->method = e->method;
@@ -76,8 +77,10 @@ static __always_inline void find_owner(struct bpf_sock *sk, struct conn *conn)
 {
 	struct socket_note *note = bpf_sk_storage_get(&notes, sk, 0, 0);
 
-	if (note)
-		conn->pid = note->pid;
+	if (!note)
+		return;
+	conn->pid = note->pid;
+	conn->owner = note->owner;
 }
 
 static __noinline u32 exchange_find_slot(struct conn *conn, u16 status, u8 error)
@@ -87,6 +90,7 @@ static __noinline u32 exchange_find_slot(struct conn *conn, u16 status, u8 error
 		.cgroup_id = conn->cgroup_id,
 		.route = e->route,
 		.pid = conn->pid,
+		.owner = conn->owner,
 		.port = server_port(conn),
 		.status = status,
 		.side = conn->side,
@@ -99,7 +103,10 @@ static __noinline u32 exchange_find_slot(struct conn *conn, u16 status, u8 error
 
 	if (with_peers)
 		__builtin_memcpy(key.peer, conn->peer, sizeof(key.peer));
-	slot = series_slot(&key);
+	if (bpf_map_lookup_elem(&ignored, &key.cgroup_id))
+		slot = SLOT_IGNORED;
+	else
+		slot = series_slot(&key);
 	/* an exchange under _OTHER looks again: a slot may be free by then */
 	conn->cached_slot = slot > 2 ? slot : 0;
 	conn->cached_epoch = epoch;
@@ -126,6 +133,7 @@ static __always_inline void exchange_count(struct bpf_sock *sk, struct conn *con
 	u16 status = conn->answer_status;
 	u8 error = conn->answer_error;
 	u64 ns, ttfb_ns;
+	u32 slot;
 
 	if (unlikely(e->flags & EXCHANGE_BAD))
 		return;
@@ -133,10 +141,11 @@ static __always_inline void exchange_count(struct bpf_sock *sk, struct conn *con
 		find_owner(sk, conn);
 	ns = conn->answer_end_ns > e->start_ns ? conn->answer_end_ns - e->start_ns : 0;
 	ttfb_ns = conn->answer_first_ns > e->start_ns ? conn->answer_first_ns - e->start_ns : 0;
-	series_add(exchange_slot(conn, e, status, error), ns, ttfb_ns, e->request_bytes,
-		   conn->answer_bytes);
+	slot = exchange_slot(conn, e, status, error);
+	if (likely(slot != SLOT_IGNORED))
+		series_add(slot, ns, ttfb_ns, e->request_bytes, conn->answer_bytes);
 	if (unlikely(e->flags & EXCHANGE_LOGGED))
-		exchange_log(conn, ns, ttfb_ns);
+		exchange_log(conn, ns, ttfb_ns, slot != SLOT_IGNORED);
 }
 
 /* The oldest request leaves; the next one takes its place. */

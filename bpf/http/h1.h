@@ -239,6 +239,19 @@ static __always_inline u8 h1_fields_of_length(u32 length)
 	return 0;
 }
 
+/*
+ * Is what was read before it went wrong the beginning of HTTP/1.x, and of nothing
+ * else? A line of method and target alone may be Redis, OPTIONS that of RTSP or SIP.
+ */
+static __always_inline int h1_is_begun(const struct h1 *p, u32 path_len)
+{
+	if (p->flags & H1_IS_ANSWER)
+		return p->state > H1_STATUS_VERSION;
+	if (p->method == HTTP_OTHER || p->method == HTTP_OPTIONS)
+		return 0;
+	return p->state > H1_TARGET || (p->state == H1_TARGET && !path_len);
+}
+
 /* Ready for the next message in this direction. */
 static __always_inline void h1_reset(struct h1 *p)
 {

@@ -76,6 +76,7 @@ struct http_series_key {
 	__u64 route;     /* hash of the route's text; 0: none, 1: _OTHER */
 	__u8 peer[16];   /* address of the other end */
 	__u32 pid;       /* thread group of the socket's owner */
+	__u32 owner;     /* which program that was: a pid has several, one after the other */
 	__u16 port;      /* the server's port, on both sides */
 	__u16 status;    /* 0: no answer */
 	__u8 side;       /* enum http_side */
@@ -83,7 +84,7 @@ struct http_series_key {
 	__u8 version;    /* enum http_version, of the request */
 	__u8 error;      /* enum http_error */
 	__u8 peer_class; /* enum http_peer */
-	__u8 pad[3];
+	__u8 pad[7];
 };
 
 /* One CPU's share of a series, read through mmap. */
@@ -124,6 +125,7 @@ struct http_request {
 	__u16 local_port;
 	__u16 peer_port;
 	__u32 pid;
+	__u32 owner;
 	__u16 status;
 	__u8 side;
 	__u8 method;
@@ -137,18 +139,19 @@ struct http_request {
 	__u16 host_len;
 	__u16 agent_len;
 	__u8 method_len;
-	__u8 pad;
+	__u8 pad[5];
 	char method_text[16];
 	char path[HTTP_PATH_MAX];
 	char host[HTTP_HOST_MAX];
 	char agent[HTTP_AGENT_MAX];
 };
 
-/* Who opened a socket, by thread group id. */
+/* Who opened a socket: a process while it runs one program. */
 struct process {
-	__u64 start_ns; /* CLOCK_BOOTTIME, with exec the same */
-	__u64 cgroup_id;
+	__u64 start_ns;      /* CLOCK_BOOTTIME, with exec the same */
 	__u64 exe_file;      /* the kernel's file, to notice an exec */
+	__u32 pid;           /* thread group */
+	__u32 owner;         /* its number here, never given twice */
 	char executable[64]; /* base name of the executable's path */
 };
 

@@ -84,6 +84,17 @@ struct {
 } chunk_lock SEC(".maps");
 #endif
 
+/* Cgroups that are not to be watched; a change comes with a new epoch. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 16384);
+	__type(key, u64);
+	__type(value, u8);
+} ignored SEC(".maps");
+
+#define SLOT_IGNORED 0xffffffffu
+
 /* Slots 1 and 2 hold what found no free slot: server side, client side. */
 static __always_inline u32 series_overflow(u8 side)
 {

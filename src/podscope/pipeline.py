@@ -3,18 +3,29 @@
 
 from __future__ import annotations
 
+import errno
+import mmap
+import numbers
 import os
 import resource
 import threading
 import time
+from collections.abc import Collection
 from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import Any
+from typing import Protocol
 from typing import Self
 
+import numpy as np
+import numpy.typing as npt
+
 from podscope.batch import Batch
+from podscope.batch import Identity
+from podscope.errors import PodscopeError
 from podscope.errors import UsageError
 from podscope.identity.host import HostIdentities
+from podscope.kernel.libbpf import MORE_FILES
 from podscope.kernel.probes import find_cgroup2
 from podscope.sources.http import HttpOptions
 from podscope.sources.http import HttpSource
@@ -24,18 +35,42 @@ KINDS = ("http", "request")
 # The request log is read so often; more often when its ring fills.
 LOG_SECONDS = 0.2
 LOG_SECONDS_LEAST = 0.01
+# A hundred years, as for --interval: timers take little more.
+MOST_SECONDS = 36500 * 86400
+# Counters take kilobytes for each series, from the start.
+MOST_SERIES = 1_000_000
+MOST_RING_BYTES = 1 << 30
+
+
+class Identities(Protocol):
+    """Names for rows."""
+
+    def resolve(
+        self,
+        cgroup_ids: npt.NDArray[np.uint64],
+        pids: npt.NDArray[np.uint32],
+        owners: npt.NDArray[np.uint32],
+    ) -> tuple[npt.NDArray[np.uint32], tuple[Identity, ...]]:
+        """For each row the position of its identity, shape (n,), and the identities."""
 
 
 class Watch:
     """A running watch. Iterate over it, or :meth:`read` it at moments of your own."""
 
-    def __init__(self, source: HttpSource, kinds: Sequence[str], interval: float) -> None:
+    def __init__(
+        self,
+        source: HttpSource,
+        kinds: Sequence[str],
+        interval: float,
+        identities: Identities | None = None,
+    ) -> None:
         self._source = source
         self._kinds = tuple(kinds)
         self.interval = interval
-        self._identities = HostIdentities(find_cgroup2(), source.executable)
+        self._identities = identities or HostIdentities(find_cgroup2(), source.executable)
         self._routes: dict[int, str] = {0: ""}
         self._stopped = threading.Event()
+        self._closed = False
         self._last_read = time.monotonic()
         self._last_lost = source.lost()
 
@@ -46,7 +81,8 @@ class Watch:
         self.close()
 
     def close(self) -> None:
-        """Detaches everything from the kernel."""
+        """Detaches everything from the kernel: what was not read by then is gone."""
+        self._closed = True
         self._source.close()
 
     def stop(self) -> None:
@@ -71,7 +107,11 @@ class Watch:
         yield from self.read()
 
     def read(self) -> list[Batch]:
-        """What has come since the last read: batches of the kinds asked for, at once."""
+        """What has come since the last read: batches of the kinds asked for, at once.
+
+        Raises:
+            PodscopeError: the watch is closed; iterating over it then raises the same.
+        """
         return [*self._requests(), *self._http()]
 
     def lost(self) -> dict[str, int]:
@@ -89,13 +129,19 @@ class Watch:
             "series": float(self._source.series_count()),
         }
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise PodscopeError("the watch is closed: read it inside of its with block")
+
     def _http(self) -> Iterator[Batch]:
+        self._check_open()
         if "http" not in self._kinds:
             return
         rows = self._source.read()
         now = time.monotonic()
         lost = self._source.lost()
-        index, identities = self._identities.resolve(rows["key"]["cgroup_id"], rows["key"]["pid"])
+        keys = rows["key"]
+        index, identities = self._identities.resolve(keys["cgroup_id"], keys["pid"], keys["owner"])
         yield Batch(
             kind="http",
             rows=rows,
@@ -111,12 +157,13 @@ class Watch:
         self._last_lost = lost
 
     def _requests(self) -> Iterator[Batch]:
+        self._check_open()
         if "request" not in self._kinds:
             return
         rows = self._source.read_requests()
         if not len(rows):
             return
-        index, identities = self._identities.resolve(rows["cgroup_id"], rows["pid"])
+        index, identities = self._identities.resolve(rows["cgroup_id"], rows["pid"], rows["owner"])
         yield Batch(
             kind="request",
             rows=rows,
@@ -160,18 +207,78 @@ def watch(
         options: further members of :class:`podscope.sources.http.HttpOptions`.
 
     Raises:
-        UsageError: an unknown kind, or an interval that is not positive.
+        UsageError: an argument that cannot be; the message names it and says what is right.
         PodscopeError: no rights, or a host that cannot run the programs.
     """
+    _check_kinds(kinds)
+    _check_interval(interval)
+    if log is not None and not isinstance(log, RequestLog):
+        raise UsageError(f"log: {log!r}: it must be a podscope.sources.http.RequestLog, or None")
+    if "request" in kinds and log is None:
+        log = RequestLog(all=True)
+    chosen = HttpOptions(routes=routes, peers=peers, log=log, **options)
+    _check_sizes(chosen)
+    if chosen.cgroup is not None:
+        _check_cgroup(chosen.cgroup)
+    try:
+        return _open(chosen, kinds, interval)
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+        raise PodscopeError(f"{error.strerror}: {MORE_FILES}") from None
+
+
+def _open(chosen: HttpOptions, kinds: Sequence[str], interval: float) -> Watch:
+    source = HttpSource(chosen)
+    try:
+        return Watch(source, kinds, interval)
+    except BaseException:
+        source.close()
+        raise
+
+
+def _check_kinds(kinds: Sequence[str]) -> None:
+    if isinstance(kinds, str) or not isinstance(kinds, Collection):
+        raise UsageError(f"kinds: {kinds!r}: it must be a tuple or list, as kinds=('http',)")
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown or not kinds:
         raise UsageError(f"kinds: {unknown or 'none'}: choose from {', '.join(KINDS)}")
-    if interval <= 0:
-        raise UsageError(f"interval: {interval}: it must be longer than 0 seconds")
-    if "request" in kinds and log is None:
-        log = RequestLog(all=True)
-    source = HttpSource(HttpOptions(routes=routes, peers=peers, log=log, **options))
-    return Watch(source, kinds, interval)
+
+
+def _check_interval(interval: float) -> None:
+    # False for NaN as well.
+    if not isinstance(interval, numbers.Real) or not 0 < interval <= MOST_SECONDS:
+        raise UsageError(
+            f"interval: {interval!r}: it must be a number of seconds, more than 0 and at most "
+            f"{MOST_SECONDS}"
+        )
+
+
+def _check_sizes(chosen: HttpOptions) -> None:
+    _check_whole("max_series", chosen.max_series, 1, MOST_SERIES)
+    _check_whole("routes_per_workload", chosen.routes_per_workload, 0, 2**32 - 1)
+    size = chosen.ring_bytes
+    _check_whole("ring_bytes", size, mmap.PAGESIZE, MOST_RING_BYTES)
+    if size & (size - 1):
+        raise UsageError(
+            f"ring_bytes: {size}: it must be a power of two, as {1 << size.bit_length()}"
+        )
+
+
+def _check_whole(name: str, value: int, least: int, most: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise UsageError(f"{name}: {value!r}: it must be a whole number from {least} to {most}")
+
+
+def _check_cgroup(cgroup: str) -> None:
+    if not isinstance(cgroup, (str, os.PathLike)):
+        raise UsageError(f"cgroup: {cgroup!r}: it must be a path, or None for all of the host")
+    # Each directory of cgroup v2 has it, and none of v1 (Documentation/admin-guide/cgroup-v2.rst).
+    if not os.path.exists(os.path.join(cgroup, "cgroup.controllers")):
+        raise UsageError(
+            f"cgroup: {os.fspath(cgroup)!r} is no directory of cgroup v2: name one below "
+            f"{find_cgroup2()}"
+        )
 
 
 def _clock_offset_ns() -> int:

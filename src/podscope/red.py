@@ -55,7 +55,8 @@ class Groups:
             not grouped by it, and for the executable also if a group has several.
         identities: what the indexes point to.
         routes: text of the route hashes.
-        count, errors: exchanges, shape (n,), u8.
+        count, errors, answered: exchanges, of them errors, and those of which an answer began;
+            shape (n,), u8.
         sum_ns, ttfb_sum_ns, max_ns: nanoseconds, shape (n,), u8.
         request_bytes, response_bytes: bodies, shape (n,), u8.
         le: counts at the classic bounds, not cumulative, shape (n, 15), u8.
@@ -70,6 +71,7 @@ class Groups:
     routes: dict[int, str]
     count: npt.NDArray[np.uint64]
     errors: npt.NDArray[np.uint64]
+    answered: npt.NDArray[np.uint64]
     sum_ns: npt.NDArray[np.uint64]
     ttfb_sum_ns: npt.NDArray[np.uint64]
     max_ns: npt.NDArray[np.uint64]
@@ -83,14 +85,14 @@ class Groups:
 
     def take(self, index: Array) -> Groups:
         """The groups at ``index`` (positions or a mask), in that order."""
-        arrays = ("keys", "errors", "max_ns", "le", "buckets", *_SUMS)
+        arrays = ("keys", "errors", "answered", "max_ns", "le", "buckets", *_SUMS)
         taken = {name: getattr(self, name)[index] for name in arrays}
         whose = {name: places[index] for name, places in self.whose.items()}
         return replace(self, whose=whose, **taken)
 
     def view(self, time_ns: int, interval: float) -> View:
         """For ``schema.read``: these groups at ``time_ns``, every field."""
-        values = {name: getattr(self, name) for name in ("max_ns", *_SUMS)}
+        values = {name: getattr(self, name) for name in ("max_ns", "answered", *_SUMS)}
         values |= _quantile_values(self.buckets, self.max_ns)
         return self._view(values, time_ns, interval)
 
@@ -143,6 +145,7 @@ def group(batch: Batch, by: Sequence[str], *, buckets: bool = True) -> Groups:
         identities=identities,
         routes=dict(batch.routes),
         errors=np.where(error_mask(keys), rows["count"], 0),
+        answered=_answered(rows),
         max_ns=rows["max_ns"],
         le=rows["le"],
         buckets=rows["buckets"] if buckets else rows["buckets"][:, :0],
@@ -184,6 +187,11 @@ def _services(
     return np.array(places, dtype=np.intp), batch.identities + added, service
 
 
+def _answered(rows: Array) -> npt.NDArray[np.uint64]:
+    """Exchanges of which an answer began: without one there is no time to its first byte."""
+    return np.where(rows["key"]["status"] != 0, rows["count"], np.uint64(0))
+
+
 def merge(left: Groups, right: Groups) -> Groups:
     """Add two sets of groups by the same dimensions: exact, associative, commutative.
 
@@ -195,7 +203,7 @@ def merge(left: Groups, right: Groups) -> Groups:
     shift = len(left.identities)
     both = {
         name: np.concatenate([getattr(left, name), getattr(right, name)])
-        for name in ("keys", "errors", "max_ns", "le", "buckets", *_SUMS)
+        for name in ("keys", "errors", "answered", "max_ns", "le", "buckets", *_SUMS)
     }
     return _add_up(
         Groups(
@@ -295,6 +303,7 @@ def _reduced(one: Groups, order: Array, starts: Array, executables: Array | None
         keys=keys,
         whose=whose,
         errors=_sums(one.errors, order, starts),
+        answered=_sums(one.answered, order, starts),
         max_ns=_largest(one.max_ns, order, starts),
         le=_sums(one.le, order, starts),
         buckets=_bucket_sums(one.buckets, order, starts),
@@ -417,7 +426,9 @@ def rows_view(batch: Batch) -> View:
     values = {name: rows[name] for name in ("max_ns", *_SUMS)}
     return View(
         records=rows["key"],
-        values=values | _quantile_values(rows["buckets"], rows["max_ns"]),
+        values=values
+        | {"answered": _answered(rows)}
+        | _quantile_values(rows["buckets"], rows["max_ns"]),
         whose=dict.fromkeys(OF_IDENTITY, index),
         identities=batch.identities,
         routes=batch.routes,

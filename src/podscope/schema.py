@@ -316,6 +316,10 @@ def _seconds(name: str) -> Callable[[View], Array]:
     return lambda view: np.asarray(view.values[name]) / 1e9
 
 
+def _time_to_first_byte(view: View) -> Array:
+    return np.where(view.records["status"] == 0, np.nan, view.records["ttfb_ns"] / 1e9)
+
+
 def _server_address(view: View) -> Array:
     """The server as the client knows it: only the client's side knows its address."""
     column = addresses(view.records["peer"])
@@ -629,6 +633,13 @@ HTTP: tuple[Field, ...] = (
         "sum of times from the first byte of the request to the first byte of the answer",
     ),
     _value(
+        "time_to_first_byte.count",
+        "status, count",
+        ("int", "{request}"),
+        _count("answered"),
+        "exchanges of which an answer began: those in the sum",
+    ),
+    _value(
         "http.request.body.size",
         "request_bytes",
         ("int", "By"),
@@ -689,8 +700,8 @@ REQUEST: tuple[Field, ...] = (
         "time_to_first_byte",
         "ttfb_ns",
         ("float", "s"),
-        _seconds("ttfb_ns"),
-        "first byte of the request to first byte of the answer",
+        _time_to_first_byte,
+        "first byte of the request to first byte of the answer; absent if none came",
     ),
     _value(
         "http.request.body.size",

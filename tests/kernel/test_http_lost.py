@@ -360,6 +360,51 @@ def test_malformed_answers_are_lost_and_nothing_after_them_is_guessed(
     assert losses.now().get("malformed", 0) >= 2
 
 
+@pytest.mark.parametrize(
+    "request_line",
+    [
+        b"GET  /two/spaces HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1,1\r\n\r\n",
+        b"GET /a space HTTP/1.1\r\n\r\n",
+    ],
+)
+def test_a_first_request_line_that_is_broken_is_lost(watch: Observer, request_line: bytes) -> None:
+    # GIVEN a new connection
+    losses = Losses(watch)
+    with listening() as listener:
+        pair = connect(listener)
+
+        # WHEN all that is said on it begins as HTTP, and is none
+        pair.client.sendall(request_line)
+        pair.server.recv(100)
+        pair.server.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+        pair.client.recv(100)
+        pair.close()
+
+        # THEN there is no row of it, and each side tells that something is missing
+        seen = watch.seen(port_of(listener), 0)
+    assert seen.count() == 0
+    assert losses.now() == {"malformed": 2}
+
+
+@pytest.mark.parametrize(
+    "first", [b"OPTIONS rtsp://a/b RTSP/1.0\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\n"]
+)
+def test_protocols_with_requests_like_those_of_http_lose_nothing(
+    watch: Observer, first: bytes
+) -> None:
+    # GIVEN / WHEN
+    losses = Losses(watch)
+    with listening() as listener:
+        pair = connect(listener)
+        pair.client.sendall(first)
+        pair.server.recv(100)
+        pair.close()
+
+    # THEN
+    assert losses.now() == {}
+
+
 # --- queue, work, unrequested -----------------------------------------------------------------
 
 
@@ -543,9 +588,9 @@ def test_records_beyond_the_ring_are_lost_and_still_counted(observing: Observing
 
             # THEN the rows are exact, and the records that are not there are lost
             seen = observer.seen(port_of(listener), 800)
-    assert paths(seen, "server") == {"/r": 400}
-    assert paths(seen, "client") == {"/r": 400}
-    assert set(losses.now()) == {"ring_full"}
+        assert paths(seen, "server") == {"/r": 400}
+        assert paths(seen, "client") == {"/r": 400}
+        assert set(losses.now()) == {"ring_full"}
 
 
 def test_texts_beyond_their_table_are_lost_and_the_exchanges_still_logged(

@@ -109,7 +109,6 @@ NOT_HTTP = {
     "SMTP": ((DOWN, b"220 mail ESMTP\r\n"), (UP, b"HELO a\r\n"), (DOWN, b"250 ok\r\n")),
     "HTTP/2": ((UP, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9)), (DOWN, bytes(9))),
     "HTTP/0.9": ((UP, b"GET /\r\n"), (DOWN, b"<html>")),
-    "almost a version": ((UP, b"GET / HTTP/11\r\n\r\n"), (DOWN, b"HTTP/1.1 400 Bad\r\n\r\n")),
     "RTSP": ((UP, b"OPTIONS * RTSP/1.0\r\nCSeq: 1\r\n\r\n"), (DOWN, b"RTSP/1.0 200 OK\r\n\r\n")),
     "ICY": ((UP, b"SOURCE /mount ICE/1.0\r\n\r\n"), (DOWN, b"OK\r\n")),
     "zeros": ((UP, bytes(1000)), (DOWN, bytes(1000))),

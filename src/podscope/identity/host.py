@@ -13,27 +13,36 @@ import numpy.typing as npt
 
 from podscope.batch import Identity
 
+# PROC_PID_INIT_INO (include/linux/proc_ns.h): the namespace whose process ids the kernel's are.
+INITIAL_PIDS = 0xEFFFFFFC
 CONTAINER = re.compile(r"(?:^|[-/:])([0-9a-f]{64})(?:\.scope)?(?:/|$)")
-UNIT = re.compile(r"/([^/]+\.service)(?:/|$)")
+# The innermost: below user@1000.service stand the user's own.
+UNIT = re.compile(r".*/([^/]+\.service)(?:/|$)")
 MAX_KNOWN = 20_000
 
 
 class HostIdentities:
-    """Resolves (cgroup id, process id) pairs; what was resolved once is remembered.
+    """Resolves what rows say of their socket; what was resolved once is remembered.
+
+    An owner is a process while it runs one program: a process id alone is another's later.
 
     Args:
         root: mount point of cgroup v2.
-        executable: base name of a process's executable, as the kernel saw it.
+        executable: base name of an owner's executable, as the kernel saw it.
     """
 
     def __init__(self, root: str, executable: Callable[[int], str]) -> None:
         self._root = root
         self._executable = executable
+        self._sees_processes = _sees_processes()
         self._paths: dict[int, str] = {}
-        self._known: dict[tuple[int, int], Identity] = {}
+        self._known: dict[tuple[int, int, int], Identity] = {}
 
     def resolve(
-        self, cgroup_ids: npt.NDArray[np.uint64], pids: npt.NDArray[np.uint32]
+        self,
+        cgroup_ids: npt.NDArray[np.uint64],
+        pids: npt.NDArray[np.uint32],
+        owners: npt.NDArray[np.uint32],
     ) -> tuple[npt.NDArray[np.uint32], tuple[Identity, ...]]:
         """Identities of rows, each once.
 
@@ -41,30 +50,33 @@ class HostIdentities:
             For each row the position of its identity, shape (n,), and the identities.
         """
         index = np.zeros(len(pids), np.uint32)
-        places: dict[tuple[int, int], int] = {}
-        for row, key in enumerate(zip(cgroup_ids.tolist(), pids.tolist(), strict=True)):
+        places: dict[tuple[int, int, int], int] = {}
+        keys = zip(cgroup_ids.tolist(), pids.tolist(), owners.tolist(), strict=True)
+        for row, key in enumerate(keys):
             index[row] = places.setdefault(key, len(places))
         return index, tuple(self.identity(*key) for key in places)
 
-    def identity(self, cgroup_id: int, pid: int) -> Identity:
+    def identity(self, cgroup_id: int, pid: int, owner: int) -> Identity:
         """Whose one socket is."""
-        key = (cgroup_id, pid)
+        key = (cgroup_id, pid, owner)
         found = self._known.get(key)
         if found is not None:
             return found
         if len(self._known) >= MAX_KNOWN:
             self._known.clear()
-        found = self._find(cgroup_id, pid)
+        found = self._find(cgroup_id, pid, owner)
         if found.executable or not pid:
             self._known[key] = found
         return found
 
-    def _find(self, cgroup_id: int, pid: int) -> Identity:
+    def _find(self, cgroup_id: int, pid: int, owner: int) -> Identity:
         if not pid and not cgroup_id:
             return Identity("process", "_OTHER")
-        executable = self._executable(pid) or _executable_now(pid)
+        # In a pid namespace the number is another process's.
+        shown = pid if self._sees_processes else 0
+        executable = self._executable(owner) or _executable_now(shown)
         path = self._path(cgroup_id)
-        places = [path, *_other_cgroups(pid)]
+        places = [path, *_other_cgroups(shown)]
         for place in places:
             if match := CONTAINER.search(place):
                 container = match[1]
@@ -88,6 +100,14 @@ class HostIdentities:
                 except OSError:
                     continue
         return self._paths.setdefault(cgroup_id, "")
+
+
+def _sees_processes() -> bool:
+    """Whether /proc has the process ids that the kernel uses."""
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino == INITIAL_PIDS
+    except OSError:
+        return True
 
 
 def _executable_now(pid: int) -> str:

@@ -238,6 +238,11 @@ def from_kubeconfig(path: str = "", context: str = "") -> ApiServer:
     where = path or os.environ.get("KUBECONFIG") or "~/.kube/config"
     files = [Path(name).expanduser() for name in where.split(os.pathsep) if name]
     merged = _merged([file for file in files if len(files) == 1 or file.exists()])
+    known = [str(one["name"]) for one in merged["contexts"]]
+    if context and context not in known:
+        raise PodscopeError(
+            f"{where}: no context {context!r}: choose one of {', '.join(known) or 'another file'}"
+        )
     try:
         config = KubeConfig.from_dict(merged).get(context or None)
     except (ConfigError, KeyError, TypeError, AttributeError, msgspec.MsgspecError) as error:

@@ -41,7 +41,7 @@ class PodIdentities:
         paths: cgroup id to path.
         cluster: what is known of the cluster.
         node: this node's name.
-        executable: base name of a process's executable; empty if it is not known.
+        executable: base name of an owner's executable; empty if it is not known.
         on_host: who a socket is that belongs to no pod.
     """
 
@@ -51,7 +51,7 @@ class PodIdentities:
         cluster: Cluster,
         node: str,
         executable: Callable[[int], str],
-        on_host: Callable[[int, int], Identity],
+        on_host: Callable[[int, int, int], Identity],
     ) -> None:
         self._paths = paths
         self._cluster = cluster
@@ -61,7 +61,10 @@ class PodIdentities:
         self._known: dict[int, ContainerPath | None] = {}
 
     def resolve(
-        self, cgroup_ids: npt.NDArray[np.uint64], pids: npt.NDArray[np.uint32]
+        self,
+        cgroup_ids: npt.NDArray[np.uint64],
+        pids: npt.NDArray[np.uint32],
+        owners: npt.NDArray[np.uint32],
     ) -> tuple[npt.NDArray[np.uint32], tuple[Identity, ...]]:
         """Identities of rows, each once.
 
@@ -69,12 +72,13 @@ class PodIdentities:
             For each row the position of its identity, shape (n,), and the identities.
         """
         index = np.zeros(len(pids), np.uint32)
-        places: dict[tuple[int, int], int] = {}
-        for row, key in enumerate(zip(cgroup_ids.tolist(), pids.tolist(), strict=True)):
+        places: dict[tuple[int, int, int], int] = {}
+        keys = zip(cgroup_ids.tolist(), pids.tolist(), owners.tolist(), strict=True)
+        for row, key in enumerate(keys):
             index[row] = places.setdefault(key, len(places))
         return index, tuple(self.identity(*key) for key in places)
 
-    def identity(self, cgroup_id: int, pid: int) -> Identity:
+    def identity(self, cgroup_id: int, pid: int, owner: int) -> Identity:
         """Whose one socket is.
 
         A pod that the cluster has not told of yet has no name, and a cgroup whose path is not
@@ -82,11 +86,11 @@ class PodIdentities:
         """
         where = self._container(cgroup_id)
         if where is None and cgroup_id and not self._paths.path(cgroup_id):
-            return Identity("unknown", "", self._executable(pid), pid, node=self._node)
+            return Identity("unknown", "", self._executable(owner), pid, node=self._node)
         if where is None or not where.pod_uid:
-            return replace(self._on_host(cgroup_id, pid), node=self._node)
+            return replace(self._on_host(cgroup_id, pid, owner), node=self._node)
         pod = self._cluster.pod(where.pod_uid)
-        executable = self._executable(pid) if pid else ""
+        executable = self._executable(owner)
         found = Identity(
             "pod", "", executable, pid, where.container_id, pod_uid=where.pod_uid, node=self._node
         )
@@ -108,6 +112,11 @@ class PodIdentities:
             if pod is not None and self._cluster.ignored(pod):
                 found.update(cgroup_ids)
         return frozenset(found)
+
+    def ignores(self, identity: Identity) -> bool:
+        """Whether what it is asks not to be watched."""
+        pod = self._cluster.pod(identity.pod_uid) if identity.pod_uid else None
+        return pod is not None and self._cluster.ignored(pod)
 
     def _named(self, found: Identity, pod: Pod, container_id: str) -> Identity:
         owner = self._cluster.owner(pod)

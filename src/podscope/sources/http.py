@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Iterable
 from collections.abc import Sequence
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any
 from typing import Self
@@ -123,6 +124,7 @@ class HttpSource:
         self._cgroup = self.options.cgroup or find_cgroup2()
         self._stripes = _stripes(os.cpu_count() or 1)
         self._routes_cleaned = time.monotonic()
+        self._ignored: frozenset[int] = frozenset()
         self._object = _load(self.options, self._stripes)
         try:
             self._open_maps()
@@ -190,9 +192,13 @@ class HttpSource:
         """Text of each route known, by hash."""
         return {0: "", 1: "_OTHER"} | self._forgotten | _route_texts(*self._routes.items())
 
-    def executable(self, pid: int) -> str:
-        """Base name of the executable of a process that opened a socket, or an empty string."""
-        found = self._processes.lookup(pid)
+    def executable(self, owner: int) -> str:
+        """Base name of the executable of who opened a socket, or an empty string.
+
+        Args:
+            owner: the number in the rows: a process while it runs one program.
+        """
+        found = self._owners.lookup(owner)
         if found is None:
             return ""
         return bytes(found["executable"]).rstrip(b"\0").decode("utf-8", "backslashreplace")
@@ -205,6 +211,21 @@ class HttpSource:
         """Routes in the kernel's map, of all programs."""
         return len(self._routes.items()[0])
 
+    def ignore(self, cgroup_ids: Set[int]) -> None:
+        """Changes whose sockets are not watched, at once: by their own cgroup, not those below.
+
+        Raises:
+            BpfError: more than the kernel's map holds.
+        """
+        new, gone = cgroup_ids - self._ignored, self._ignored - cgroup_ids
+        if not new and not gone:
+            return
+        self._ignored_map.delete_many(np.array(sorted(gone), np.uint64))
+        for cgroup_id in new:
+            self._ignored_map.update(cgroup_id, 1)
+        self._ignored = frozenset(cgroup_ids)
+        self.variables["epoch"] += 1  # connections look again
+
     def set_log(self, log: RequestLog | None) -> None:
         """Changes what goes to the request log, at once."""
         _set_log(self.variables, log)
@@ -216,7 +237,8 @@ class HttpSource:
         self._slots = HashMap.of(self._object.map("series_slots"))
         self._routes = HashMap.of(self._object.map("routes"))
         self._route_counts = HashMap.of(self._object.map("route_counts"))
-        self._processes = HashMap.of(self._object.map("processes"))
+        self._owners = HashMap.of(self._object.map("owners"))
+        self._ignored_map = HashMap.of(self._object.map("ignored"))
         self._free_slots = StackMap(self._object.map("free_slots").fd, "u4")
         self._free_chunks = StackMap(self._object.map("free_chunks").fd, "u4")
         self._ring = Ring.of(self._object.map("request_ring"), self._object.dtype("http_request"))
@@ -423,7 +445,7 @@ def _load(options: HttpOptions, stripes: int) -> BpfObject:
     try:
         return _load_one("http", options, stripes)
     except LoadError as newest:
-        if newest.code == errno.EPERM:
+        if newest.code in (errno.EPERM, errno.EMFILE):  # the other would need as much
             raise
     return _load_one("http_v2", options, stripes)
 

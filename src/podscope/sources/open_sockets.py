@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import socket
 import warnings
@@ -24,6 +25,8 @@ from podscope.kernel.maps import MapInfo
 from podscope.kernel.objects import BpfObject
 
 PROGRAM = "http_open_sockets"
+# Numbers of owners that are given here; the kernel programs count from 1.
+FIRST_OWNER = 1 << 31
 MOST_SOCKETS = 100_000
 
 # Flags of bpf_map_update_elem(), include/uapi/linux/bpf.h.
@@ -81,7 +84,8 @@ def note_by_descriptors(program: BpfObject) -> Walk:
     As with the iterator, the first process by number that holds a socket owns it.
     """
     notes = program.map("notes")
-    processes = program.map("processes")
+    processes, owners = program.map("processes"), program.map("owners")
+    numbers = itertools.count(FIRST_OWNER)
     seen: set[str] = set()
     noted = refused = 0
     why = ""
@@ -89,7 +93,8 @@ def note_by_descriptors(program: BpfObject) -> Walk:
         if len(seen) >= MOST_SOCKETS:
             return Walk(noted, refused, f"those beyond the first {MOST_SOCKETS}")
         try:
-            found = _note_process(notes, pid, seen)
+            owner = next(numbers)
+            found = _note_process(notes, pid, owner, seen)
         except OSError as error:
             if error.errno in _GONE:
                 continue
@@ -97,7 +102,7 @@ def note_by_descriptors(program: BpfObject) -> Walk:
             why = why or f"such as {pid} ({error.strerror}): podscope needs CAP_SYS_PTRACE"
             continue
         if found:
-            _name(processes, pid)
+            _name(processes, owners, pid, owner)
         noted += found
     return Walk(noted, refused, f"those of {refused} processes, {why}" if refused else "")
 
@@ -106,7 +111,7 @@ def _pids() -> list[int]:
     return sorted(int(name) for name in os.listdir("/proc") if name.isdigit())
 
 
-def _note_process(notes: MapInfo, pid: int, seen: set[str]) -> int:
+def _note_process(notes: MapInfo, pid: int, owner: int, seen: set[str]) -> int:
     """Notes the sockets of a process that nobody before it holds; returns how many are TCP."""
     held = [(number, name) for number, name in _sockets(pid) if name not in seen]
     if not held:
@@ -125,7 +130,7 @@ def _note_process(notes: MapInfo, pid: int, seen: set[str]) -> int:
             # Whatever it is, it need not be looked at again.
             seen.add(name)
             try:
-                found += _is_tcp(descriptor) and _note(notes, descriptor, pid)
+                found += _is_tcp(descriptor) and _note(notes, descriptor, pid, owner)
             finally:
                 os.close(descriptor)
     return found
@@ -152,11 +157,11 @@ def _is_tcp(descriptor: int) -> bool:
         return False
 
 
-def _note(notes: MapInfo, descriptor: int, pid: int) -> bool:
+def _note(notes: MapInfo, descriptor: int, pid: int, owner: int) -> bool:
     """Notes an owner, unless there is one; false: the socket could not take the note."""
     key = np.array(descriptor, "i4")
     value: np.ndarray[Any, Any] = np.zeros((), notes.value)
-    value["pid"] = pid
+    value["pid"], value["owner"] = pid, owner
     pointers = notes.fd, key.ctypes.data, value.ctypes.data
     code = libbpf().call("bpf_map_update_elem", *pointers, _NOEXIST)
     if code != -errno.EEXIST:
@@ -164,20 +169,21 @@ def _note(notes: MapInfo, descriptor: int, pid: int) -> bool:
     # A packet was here first, and made a note without an owner.
     if libbpf().call("bpf_map_lookup_elem", *pointers) < 0 or value["pid"]:
         return True
-    value["pid"] = pid
+    value["pid"], value["owner"] = pid, owner
     return bool(libbpf().call("bpf_map_update_elem", *pointers, _EXIST) == 0)
 
 
-def _name(processes: MapInfo, pid: int) -> None:
+def _name(processes: MapInfo, owners: MapInfo, pid: int, owner: int) -> None:
     """Notes the executable of a process; the kernel does it again when it opens a socket."""
     try:
         path = os.readlink(f"/proc/{pid}/exe").removesuffix(" (deleted)")
     except OSError:
         return
-    names = HashMap.of(processes)
-    if names.lookup(pid) is not None:
-        return
     value: np.ndarray[Any, Any] = np.zeros((), processes.value)
     room = value["executable"].dtype.itemsize - 1
     value["executable"] = os.fsencode(os.path.basename(path))[:room]
-    names.update(pid, value)
+    value["pid"], value["owner"] = pid, owner
+    HashMap.of(owners).update(owner, value)
+    names = HashMap.of(processes)
+    if names.lookup(pid) is None:
+        names.update(pid, value)
