@@ -5,15 +5,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from dataclasses import field
+from importlib import import_module
 from typing import TYPE_CHECKING
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from podscope.errors import PodscopeError
+
 if TYPE_CHECKING:
     import pandas
     import pyarrow
+
+    from podscope.schema import Field
+
+
+class MissingLibrary(PodscopeError, ImportError):
+    """A library is not installed that podscope can do without elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +40,7 @@ class Identity:
     ``kind`` is ``container``, ``unit`` (systemd) or ``process``; in a cluster it is the kind of
     the pod's owner: ``deployment``, ``statefulset``, ``daemonset``, ``replicaset``, ``job``,
     ``cronjob``, or ``pod`` where it has none. ``name`` is what people call it: the owner's name,
-    the container's name or short id, the unit's name, or the executable's base name.
+    the first 12 digits of the container's id, the unit's name, or the executable's base name.
     Empty strings and zero: not known, or does not apply.
     """
 
@@ -79,18 +88,71 @@ class Batch:
         return len(self.rows)
 
     def to_pandas(self) -> pandas.DataFrame:
-        """One line a row, columns named as in the JSON output. Needs pandas."""
-        import pandas
+        """One line a row, columns named and typed as in the JSON output. Needs pandas.
 
-        return pandas.DataFrame(self._columns())
+        Texts are ``string``, numbers that may not apply ``Int64``, both with ``pandas.NA`` where
+        there is none; times are ``datetime64[ns, UTC]``. They are so in every batch.
+
+        Raises:
+            MissingLibrary: pandas is not installed.
+        """
+        pandas = _library("pandas", "to_pandas", "pandas")
+        return pandas.DataFrame(
+            {one.name: _series(pandas, one, column) for one, column in self._columns()}
+        )
 
     def to_arrow(self) -> pyarrow.Table:
-        """One line a row, columns named as in the JSON output. Needs pyarrow."""
-        import pyarrow
+        """One line a row, columns named and typed as in the JSON output. Needs pyarrow.
 
-        return pyarrow.table(self._columns())
+        Types are ``string``, ``int64``, ``double`` and ``timestamp[ns, tz=UTC]``, the same in
+        every batch; what does not apply is null.
 
-    def _columns(self) -> dict[str, Any]:
-        from podscope.schema import columns
+        Raises:
+            MissingLibrary: pyarrow is not installed.
+        """
+        pyarrow = _library("pyarrow", "to_arrow", "arrow")
+        told = self._columns()
+        types = {
+            "text": pyarrow.string(),
+            "int": pyarrow.int64(),
+            "float": pyarrow.float64(),
+            "time": pyarrow.timestamp("ns", tz="UTC"),
+        }
+        return pyarrow.table(
+            {
+                one.name: pyarrow.array(column, types[one.type], mask=_absent(one, column))
+                for one, column in told
+            }
+        )
 
-        return columns(self)
+    def _columns(self) -> list[tuple[Field, npt.NDArray[Any]]]:
+        from podscope import schema
+
+        fields = schema.REQUEST if self.kind == "request" else schema.HTTP
+        columns = schema.columns(self)
+        return [(one, columns[one.name]) for one in fields if one.name in columns]
+
+
+def _library(name: str, method: str, extra: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError as error:
+        if error.name != name:  # it is there, and something that it needs is not
+            raise
+        raise MissingLibrary(
+            f"Batch.{method}() needs {name}: pip install 'podscope[{extra}]'", name=name
+        ) from None
+
+
+def _series(pandas: Any, one: Field, column: npt.NDArray[Any]) -> Any:
+    if one.type == "text":
+        return pandas.array(column, dtype="string")
+    if one.type == "time":
+        return pandas.DatetimeIndex(column).tz_localize("UTC")
+    absent = _absent(one, column)
+    return column if absent is None else pandas.arrays.IntegerArray(column, absent)
+
+
+def _absent(one: Field, column: npt.NDArray[Any]) -> npt.NDArray[np.bool_] | None:
+    """Where a field does not apply, shape (n,); None: the column says it itself."""
+    return column == 0 if one.blank else None

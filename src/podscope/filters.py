@@ -122,13 +122,18 @@ def side(text: str | None, option: str) -> str | None:
 
 
 def glob(text: str | None, option: str, example: str) -> str | None:
-    """A glob as given, or None.
+    """A glob as given, or None; where the example is a path, a glob of paths.
 
     Raises:
-        UsageError: an empty one, which nothing matches.
+        UsageError: one that nothing matches: empty, or of paths that begin without a slash.
     """
     if text == "":
         raise UsageError(f"{option}: empty; write it as {option} {example!r}")
+    if text and example.startswith("/") and text[0] not in "/*?[":
+        raise UsageError(
+            f"{option}: {text!r} matches no path, paths begin with a slash; write it as "
+            f"{option} {'/' + text!r} or {'*' + text!r}"
+        )
     return text
 
 

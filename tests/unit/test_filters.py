@@ -160,6 +160,23 @@ def test_empty_glob_is_refused_with_an_example():
         filters.glob("", "--path", "/api/*")
 
 
+@pytest.mark.parametrize("text", ["st/404", "api", "http://shop/a", "!x"])
+def test_glob_that_no_path_matches_is_refused_with_two_that_some_do(text):
+    with pytest.raises(UsageError) as caught:
+        filters.glob(text, "--path", "/api/*")
+    said = f"--path: {text!r} matches no path, paths begin with a slash; "
+    assert str(caught.value) == said + f"write it as --path '/{text}' or '*{text}'"
+
+
+@pytest.mark.parametrize("text", ["/api", "*404", "?api", "[/]x", "*"])
+def test_glob_that_a_path_may_match_is_taken(text):
+    assert filters.glob(text, "--path", "/api/*") == text
+
+
+def test_glob_of_names_needs_no_slash():
+    assert filters.glob("shop", "--workload", "nginx*") == "shop"
+
+
 def test_fields_to_group_by_keep_their_order_and_lose_repeats():
     assert filters.dimensions("route,workload,route", "--by") == ("route", "workload")
 

@@ -98,8 +98,34 @@ def test_head_has_no_body_and_the_connection_goes_on(agent):
     assert second.status == 200 and body
 
 
-def test_other_methods_are_refused(agent):
-    assert get(agent[0], "/metrics", method="POST")[0] in (405, 501)
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "TRACE", "PATCH"])
+def test_methods_that_do_not_read_are_not_allowed(agent, method):
+    # GIVEN / WHEN
+    status, fields, body = get(agent[0], "/metrics", method=method)
+
+    # THEN
+    assert (status, fields["Allow"]) == (405, "GET, HEAD")
+    assert fields["Content-Type"] == "text/plain; charset=utf-8"
+    assert body == b"pages are read with GET or HEAD\n"
+
+
+def test_page_that_is_not_there_is_not_found_by_any_method(agent):
+    # GIVEN / WHEN
+    status, fields, _ = get(agent[0], "/", method="POST")
+
+    # THEN
+    assert status == 404
+    assert "Allow" not in fields
+
+
+def test_unknown_methods_are_refused_in_plain_text(agent):
+    # GIVEN / WHEN
+    status, fields, body = get(agent[0], "/metrics", method="BREW")
+
+    # THEN
+    assert status == 501
+    assert fields["Content-Type"] == "text/plain; charset=utf-8"
+    assert body == b"501 Unsupported method ('BREW')\n"
 
 
 def test_port_in_use_is_one_line_that_says_what_to_do():
@@ -115,10 +141,19 @@ def test_port_in_use_is_one_line_that_says_what_to_do():
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid", "a" * 300])
-def test_address_that_is_not_here_is_one_line(host):
+def test_address_that_is_not_here_is_one_line():
     with pytest.raises(PodscopeError, match="this host has no such address"):
-        HttpServer((host, 0), {})
+        HttpServer(("192.0.2.1", 0), {})
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "a" * 300])
+def test_name_that_does_not_resolve_is_one_line_that_says_so(host):
+    with pytest.raises(PodscopeError) as caught:
+        HttpServer((host, 9435), {})
+    assert str(caught.value) == (
+        f"cannot listen on {host}:9435: the name does not resolve; "
+        "write an address of this host, as --listen 127.0.0.1:9435"
+    )
 
 
 def test_client_that_sends_nothing_does_not_hold_up_others_or_the_end(agent):

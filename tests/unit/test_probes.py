@@ -61,6 +61,19 @@ def test_the_whole_tree_goes_before_a_part_of_it(tmp_path):
     assert find_cgroup2(file) == str(tmp_path / "whole")
 
 
+def test_in_a_container_the_hosts_tree_goes_before_its_own(tmp_path):
+    # GIVEN the view from a cgroup namespace two levels down
+    file = mountinfo(
+        tmp_path,
+        ("/", "own", "cgroup2"),
+        ("/../../..", "host", "cgroup2"),
+        ("/../other", "sibling", "cgroup2"),
+    )
+
+    # WHEN / THEN
+    assert find_cgroup2(file) == str(tmp_path / "host")
+
+
 def test_a_path_with_blanks_and_backslashes_is_read_back(tmp_path):
     # GIVEN
     file = mountinfo(tmp_path, ("/", "my \\ groups", "cgroup2"))

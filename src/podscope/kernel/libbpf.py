@@ -29,6 +29,7 @@ BUNDLED = Path(__file__).parent.parent / "_bpf" / "libbpf.so"
 SYSTEM = "libbpf.so.1"
 ENOTSUPP = 524  # the kernel's own errno; it has no name in user space
 LIBBPF_DEBUG = 2
+MORE_FILES = "raise the limit of open files: ulimit -n 1024"
 
 _PRINT = ctypes.CFUNCTYPE(c_int, c_int, c_char_p, c_void_p)
 _OBJECT = _PROGRAM = _MAP = _LINK = _OPTIONS = _BUFFER = c_void_p
@@ -87,6 +88,8 @@ class BpfError(PodscopeError):
         reason = describe_error(code)
         if detail and reason not in detail:
             reason = f"{reason}: {detail}"
+        if code == errno.EMFILE:
+            reason = f"{reason}: {MORE_FILES}"
         super().__init__(f"{what}: {reason}")
         self.code = code
 

@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from podscope.errors import PodscopeError
 from podscope.kernel import btf
+from podscope.kernel.libbpf import MORE_FILES
 from podscope.kernel.libbpf import BpfError
 from podscope.kernel.libbpf import describe_error
 from podscope.kernel.libbpf import error_name
@@ -34,6 +35,9 @@ PROGRAMS = Path(__file__).parent.parent / "_bpf"
 
 _REFUSED = re.compile(r"prog '([^']+)': BPF program load failed")
 _LOG = re.compile(r"-- BEGIN PROG LOAD LOG --\n(.*?)-- END PROG LOAD LOG --", re.DOTALL)
+# Without descriptors libbpf goes on, and fails later with another error. The second is what it
+# takes for a kernel without global variables; there are some since Linux commit d8eca5bbb2be (5.2).
+_NO_FILES = (os.strerror(errno.EMFILE), "' is referenced but wasn't created")
 # What the verifier says after its reason: figures, not reasons.
 _FIGURES = ("processed ", "verification time", "stack depth", "max_states")
 
@@ -439,6 +443,8 @@ class BpfObject:
 
 def _load_error(name: str, code: int, messages: list[str]) -> LoadError:
     said = "\n".join(messages)
+    if any(sign in said for sign in _NO_FILES):
+        code = errno.EMFILE
     refused = _REFUSED.search(said)
     program = refused.group(1) if refused else ""
     logged = _LOG.search(said)
@@ -448,6 +454,8 @@ def _load_error(name: str, code: int, messages: list[str]) -> LoadError:
     message = f"{name}: the kernel refused {subject} ({error_name(code)})"
     if code == errno.EPERM:
         reason = "run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON"
+    if code == errno.EMFILE:
+        reason = MORE_FILES
     return LoadError(f"{message}: {reason or describe_error(code)}", code, program, log)
 
 

@@ -99,7 +99,11 @@ def has_loop() -> bool:
 
 
 def find_cgroup2(mounts: Path = MOUNTS) -> str:
-    """Where cgroup v2 is mounted, from proc_pid_mountinfo(5); the whole tree before a part.
+    """Where cgroup v2 is mounted, from proc_pid_mountinfo(5); the largest part of the tree.
+
+    In a container its own part is "/", and the host's tree, if it is mounted, "/../../..": a
+    root is written as seen from the reader's cgroup namespace (cgroup_show_path() in
+    kernel/cgroup/cgroup.c).
 
     Raises:
         PodscopeError: it is mounted nowhere that can be reached.
@@ -112,12 +116,18 @@ class _Mount:
     root: str
     point: str
 
+    @property
+    def height(self) -> int:
+        """0 for the reader's own root, more above it, less for any other part."""
+        names = [name for name in self.root.split("/") if name]
+        return len(names) if all(name == ".." for name in names) else -1
+
 
 def _cgroup2_mount(mounts: Path) -> _Mount:
     found = [mount for mount in _mounts(mounts, "cgroup2") if _reachable(mount)]
     if not found:
         raise PodscopeError(f"cgroup v2 is not mounted: {MOUNT_CGROUP2}")
-    return min(found, key=lambda mount: mount.root != "/")
+    return max(found, key=lambda mount: mount.height)
 
 
 def _reachable(mount: _Mount) -> bool:
@@ -200,7 +210,7 @@ def _cgroup2() -> Finding:
     detail = mount.point
     if hybrid:
         detail += ", beside v1 controllers"
-    if mount.root != "/":
+    if mount.height < 0:
         detail += f", only the part below {mount.root}: nothing else is seen"
     return Finding("cgroup v2", True, True, detail, "")
 

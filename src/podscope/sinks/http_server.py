@@ -97,7 +97,12 @@ def _why_not(host: str, port: int, error: OSError | UnicodeError) -> str:
         return f"{where}: the port is in use; choose another, as --listen {other}"
     if code == errno.EACCES:
         return f"{where}: ports below 1024 need root; choose another, as --listen 127.0.0.1:9435"
-    if code == errno.EADDRNOTAVAIL or isinstance(error, (socket.gaierror, UnicodeError)):
+    if isinstance(error, (socket.gaierror, UnicodeError)):
+        return (
+            f"{where}: the name does not resolve; write an address of this host, "
+            "as --listen 127.0.0.1:9435"
+        )
+    if code == errno.EADDRNOTAVAIL:
         return f"{where}: this host has no such address; see 'ip address'"
     return f"{where}: {error}"
 
@@ -131,6 +136,9 @@ class _Handler(BaseHTTPRequestHandler):
     server_version = f"podscope/{__version__}"
     sys_version = ""
     timeout = _IDLE_SECONDS
+    # What the base class refuses by itself: plain text as well.
+    error_message_format = "%(code)d %(message)s\n"
+    error_content_type = "text/plain; charset=utf-8"
 
     def do_GET(self) -> None:
         self._answer(with_body=True)
@@ -138,12 +146,20 @@ class _Handler(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self._answer(with_body=False)
 
+    def do_POST(self) -> None:
+        self._answer(with_body=True)
+
+    # All other methods of RFC 9110 and PATCH (RFC 5789).
+    do_PUT = do_DELETE = do_CONNECT = do_OPTIONS = do_TRACE = do_PATCH = do_POST
+
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing: the terminal belongs to the table."""
 
     def _answer(self, *, with_body: bool) -> None:
         pages = cast("_Server", self.server).pages
         page = pages.get(urlsplit(self.path).path, _not_found)
+        if page is not _not_found and self.command not in ("GET", "HEAD"):
+            page = _not_allowed
         # Body bytes that nobody reads would be taken for the next request.
         if self.headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in self.headers:
             self.close_connection = True
@@ -151,6 +167,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(answer.status)
         self.send_header("Content-Type", answer.content_type)
         self.send_header("X-Content-Type-Options", "nosniff")
+        if page is _not_allowed:
+            self.send_header("Allow", "GET, HEAD")
         if isinstance(answer.body, bytes):
             self.send_header("Content-Length", str(len(answer.body)))
             self.end_headers()
@@ -175,3 +193,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _not_found(_: Mapping[str, str]) -> Answer:
     return text(404, "no such page; there are /metrics, /healthz and /readyz\n")
+
+
+def _not_allowed(_: Mapping[str, str]) -> Answer:
+    return text(405, "pages are read with GET or HEAD\n")
