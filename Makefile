@@ -3,6 +3,7 @@
 # make run     watch this machine (installs what is missing first)
 # make demo    the same, with a few local HTTP programs to look at
 # make test    all checks and tests
+# make image   a container image for the nodes of a Kubernetes cluster
 #
 # ARGS='...' is passed on: `make run ARGS='--listen 127.0.0.1:9500'`, `make test-unit ARGS='-k btf'`.
 
@@ -144,6 +145,11 @@ test-kernel: dev bpf
 test-kernels: dev bpf
 	@$(SUDO) $(BIN)/python tests/kernels/run $(ARGS)
 
+# In the cluster that PODSCOPE_KUBECONFIG names; see tests/cluster/conftest.py.
+.PHONY: test-cluster
+test-cluster: dev
+	@$(PYTEST) tests/cluster $(ARGS)
+
 # Pure parts of the kernel programs, built for this machine, under sanitizers.
 FUZZ_SECONDS ?= 60
 .PHONY: host fuzz
@@ -173,6 +179,24 @@ bench: dev bench-objects
 wheel: dev bpf
 	@$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 	@ls -1t dist/*.whl | head -1
+
+# A container image for the nodes of a cluster: dist/podscope-image.tar, named $(IMAGE).
+# What it installs with pip is fetched here, for the Python of its base.
+IMAGE ?= docker.io/library/podscope:dev
+IMAGE_PYTHON := 3.11
+ENGINE ?= $(call first_of,buildah docker)
+PLATFORMS := linux manylinux2014 manylinux_2_28
+# ARGS, such as --isolation=chroot, are passed to the engine.
+.PHONY: image
+image: wheel
+	@rm -rf dist/wheels dist/podscope-image.tar
+	@echo '  PIP     dist/wheels'
+	@$(BIN)/python -m pip download --quiet --disable-pip-version-check --dest dist/wheels \
+		--only-binary :all: --python-version $(IMAGE_PYTHON) \
+		$(PLATFORMS:%=--platform %_$(MACHINE)) \
+		"$$(ls -1t dist/*.whl | head -1)[kubernetes]"
+	@echo '  IMAGE   $(IMAGE)'
+	@ENGINE='$(ENGINE)' scripts/build-image '$(IMAGE)' dist/podscope-image.tar $(ARGS)
 
 .PHONY: clean
 clean:

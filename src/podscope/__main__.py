@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 DESCRIPTION = "See every HTTP conversation of this machine from the kernel."
 EPILOG = "'podscope COMMAND --help' tells the flags of a command. Watching needs root."
 
+# What the extra "kubernetes" installs.
+CLUSTER_MODULES = ("httpx", "lightkube", "msgspec", "websockets", "yaml")
+
 
 class Parser(argparse.ArgumentParser):
     """argparse, with one line for a mistake and the nearest flag or command."""
@@ -56,6 +59,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PodscopeError as error:
         print(f"podscope: {error}", file=sys.stderr)
         return error.exit_code
+    except ModuleNotFoundError as error:
+        if error.name not in CLUSTER_MODULES:
+            raise
+        print(
+            f"podscope: clusters need {error.name}: pip install 'podscope[kubernetes]'",
+            file=sys.stderr,
+        )
+        return 1
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:
@@ -121,13 +132,25 @@ def run(given: Sequence[str]) -> int:
         parser.error(f"unknown command {chosen.command!r}{nearest_command(chosen.command)}")
     module = load(command)
     own = command_parser(command, module)
-    values, unknown = own.parse_known_args(chosen.rest)
+    values, unknown = own.parse_known_args(joined(chosen.rest))
     if unknown:
         own.error(f"unknown argument {unknown[0]!r}{nearest_flag(unknown[0], own)}")
     code = module.run(values)
     # A broken pipe shows here, where it can be told, and not at the interpreter's end.
     sys.stdout.flush()
     return code
+
+
+def joined(words: Sequence[str]) -> list[str]:
+    """``--slower -1s`` as ``--slower=-1s``: argparse would take the value for a flag."""
+    made: list[str] = []
+    for word in words:
+        value = word[:1] == "-" and word[1:2].isdigit()
+        if value and made and made[-1][:2] == "--" and "=" not in made[-1] and made[-1] != "--":
+            made[-1] += f"={word}"
+        else:
+            made.append(word)
+    return made
 
 
 def is_text(word: str) -> bool:

@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import math
 import os
 import shutil
+import signal
 import time
+import unicodedata
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -22,6 +25,7 @@ from typing import TextIO
 import numpy as np
 
 if TYPE_CHECKING:
+    from types import FrameType
     from types import TracebackType
 
     from podscope.schema import Array
@@ -36,7 +40,8 @@ _GAP = "  "
 _ENTER = "\x1b[?1049h\x1b[?25l\x1b[?7l"
 _LEAVE = "\x1b[?7h\x1b[?25h\x1b[?1049l"
 _HOME = "\x1b[H"
-_LINE_END = "\x1b[K\r\n"
+# Before the line: after one as wide as the terminal it would clear the last character.
+_CLEAR_LINE = "\x1b[K"
 _CLEAR_BELOW = "\x1b[J"
 
 
@@ -215,11 +220,33 @@ def clean(text: object) -> str:
 
 
 def shortened(text: str, width: int) -> str:
-    """At most ``width`` characters; where there are more, the middle is left out."""
-    if len(text) <= width:
+    """At most ``width`` columns, one at least; the middle of what is longer is left out."""
+    if text_width(text) <= width:
         return text
-    head = (width - 1) // 2
-    return f"{text[:head]}…{text[len(text) - (width - 1 - head) :]}"
+    head = max(width - 1, 0) // 2
+    tail = max(width - 1, 0) - head
+    return f"{_beginning(text, head)}…{_beginning(text[::-1], tail)[::-1]}"
+
+
+def _beginning(text: str, width: int) -> str:
+    if text.isascii():
+        return text[:width]
+    widths = itertools.accumulate(map(text_width, text))
+    return text[: sum(one <= width for one in widths)]
+
+
+def text_width(text: str) -> int:
+    """Columns of a terminal that a text takes: two for a wide character, none for a mark on one."""
+    if text.isascii():
+        return len(text)
+    wide = sum(unicodedata.east_asian_width(one) in "WF" for one in text)
+    return len(text) + wide - sum(unicodedata.category(one) in ("Mn", "Me") for one in text)
+
+
+def padded(text: str, width: int, *, right: bool) -> str:
+    """The text with blanks up to ``width`` columns: before it, where ``right``, or after it."""
+    blanks = " " * (width - text_width(text))
+    return blanks + text if right else text + blanks
 
 
 @dataclass(frozen=True)
@@ -242,7 +269,7 @@ class Table:
     def widths(self) -> list[int]:
         """Characters of each column."""
         return [
-            max([len(title), *(len(row[place]) for row in self.rows)])
+            max([len(title), *(text_width(row[place]) for row in self.rows)])
             for place, title in enumerate(self.titles)
         ]
 
@@ -252,12 +279,16 @@ class Table:
         return sum(self.widths) + len(_GAP) * (len(self.titles) - 1)
 
     def without(self, title: str) -> Table:
-        """The table without the column of this title, if it has one after the alert's."""
+        """The table without the column of this title, if it has one."""
         if title not in self.titles:
             return self
         place = self.titles.index(title)
+        alert = self.alert
+        if alert is not None and alert >= place:
+            alert = alert - 1 if alert > place else None
         return replace(
             self,
+            alert=alert,
             titles=(*self.titles[:place], *self.titles[place + 1 :]),
             right=(*self.right[:place], *self.right[place + 1 :]),
             rows=[(*row[:place], *row[place + 1 :]) for row in self.rows],
@@ -279,13 +310,25 @@ def table_lines(table: Table, *, colour: bool = False) -> list[str]:
 
 def _padded(row: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> list[str]:
     return [
-        cell.rjust(width) if to_right else cell.ljust(width)
+        padded(cell, width, right=to_right)
         for cell, width, to_right in zip(row, widths, right, strict=True)
     ]
 
 
 def _joined(cells: Iterable[str]) -> str:
     return _GAP.join(cells).rstrip()
+
+
+def folded(parts: Iterable[str], width: int | None, gap: str = _GAP) -> list[str]:
+    """The parts in as many lines of ``width`` as they need, never cut; None: in one line."""
+    lines: list[str] = []
+    for part in parts:
+        joined = f"{lines[-1]}{gap}{part}" if lines else part
+        if lines and (width is None or len(joined.rstrip()) <= width):
+            lines[-1] = joined
+        else:
+            lines.append(part)
+    return [line.rstrip() for line in lines]
 
 
 def clock(time_ns: int) -> str:
@@ -297,12 +340,17 @@ class Screen:
     """A terminal that shows one frame at a time and keeps the last one at the end.
 
     Escape sequences of ECMA-48, written as one string a frame: it costs a hundredth of what a
-    layout library takes, and podscope must stay below one per cent of a core.
+    layout library takes, and podscope must stay below one per cent of a core. A signal that stops
+    or ends the process (Ctrl-Z, Ctrl-\\) gives the terminal back first, and in the background
+    nothing is drawn: the terminal is the shell's then. Use it in the main thread.
     """
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
+        self._terminal: int | None = None
+        self._drawn = False
         self._last: list[str] = []
+        self._before: list[tuple[signal.Signals, Any]] = []
         self.colour = "NO_COLOR" not in os.environ
 
     @staticmethod
@@ -311,8 +359,13 @@ class Screen:
         return out.isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
     def __enter__(self) -> Screen:
-        self._out.write(_ENTER)
         self._out.flush()
+        self._terminal = self._out.fileno() if self._out.isatty() else None
+        if self._terminal is not None:
+            self._catch(signal.SIGTSTP, self._give_back)
+            self._catch(signal.SIGQUIT, self._give_back)
+            self._catch(signal.SIGCONT, self._redraw)
+        self._paint()
         return self
 
     def __exit__(
@@ -321,8 +374,10 @@ class Screen:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._out.write(_LEAVE + "".join(f"{line}\n" for line in self._last))
-        self._out.flush()
+        for number, handler in self._before:
+            signal.signal(number, handler)
+        self._leave()
+        self._write("".join(f"{line}\n" for line in self._last))
 
     @property
     def height(self) -> int:
@@ -337,9 +392,57 @@ class Screen:
     def draw(self, lines: Sequence[str]) -> None:
         """Show these lines in place of the last ones; what does not fit is cut."""
         self._last = list(lines)[: self.height - 1]
-        frame = "".join(line + _LINE_END for line in self._last)
-        self._out.write(_HOME + frame + _CLEAR_BELOW)
-        self._out.flush()
+        self._paint()
+
+    def _paint(self) -> None:
+        if not self._is_in_foreground():
+            return
+        frame = "".join(f"{_CLEAR_LINE}{line}\r\n" for line in self._last)
+        # Before the text goes out: a signal may come in the midst of it.
+        start, self._drawn = "" if self._drawn else _ENTER, True
+        self._write(start + _HOME + frame + _CLEAR_BELOW)
+
+    def _leave(self) -> None:
+        if self._drawn:
+            self._drawn = False
+            self._write(_LEAVE)
+
+    def _write(self, text: str) -> None:
+        if self._terminal is None:
+            self._out.write(text)
+            self._out.flush()
+            return
+        # Not by the stream: a handler must not enter a buffered write that its signal interrupted.
+        left = text.encode(self._out.encoding, "replace")
+        while left:
+            left = left[os.write(self._terminal, left) :]
+
+    def _is_in_foreground(self) -> bool:
+        if self._terminal is None:
+            return True
+        try:
+            group = os.tcgetpgrp(self._terminal)
+        except OSError:  # a terminal without jobs
+            return True
+        return group in (0, os.getpgrp())  # 0: a group of another PID namespace
+
+    def _catch(self, number: signal.Signals, handler: Any) -> None:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            self._before.append((number, signal.signal(number, handler)))
+
+    def _give_back(self, number: int, frame: FrameType | None) -> None:
+        """Leave the screen, then let the signal do what it does."""
+        self._leave()
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+        # Here only if it stopped the process, and that was continued.
+        signal.signal(number, self._give_back)
+        self._paint()
+
+    def _redraw(self, number: int, frame: FrameType | None) -> None:
+        """Whoever had the terminal meanwhile may have left anything on it."""
+        self._drawn = False
+        self._paint()
 
 
 def dim(text: str, *, colour: bool) -> str:

@@ -66,6 +66,21 @@ def test_warnings_of_the_library_are_lines_of_the_program(
     assert capsys.readouterr().err == "podscope: warning: some sockets are missed\n"
 
 
+def test_a_cluster_without_the_extra_is_one_line(capsys, monkeypatch) -> None:
+    # GIVEN a machine where the extra is not installed
+    monkeypatch.setitem(sys.modules, "httpx", None)
+    for name in [name for name in sys.modules if name.startswith("podscope.identity.kube")]:
+        monkeypatch.delitem(sys.modules, name)
+
+    # WHEN
+    code = main(["http", "deploy/web"])
+
+    # THEN
+    assert code == 1
+    said = capsys.readouterr().err
+    assert said == "podscope: clusters need httpx: pip install 'podscope[kubernetes]'\n"
+
+
 def test_without_a_command_the_help_is_shown():
     assert podscope().stdout == podscope("--help").stdout
 
@@ -143,6 +158,36 @@ def test_unknown_flag_before_the_command_is_refused():
     # THEN
     assert shown.returncode == 2
     assert len(shown.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("http", "--interval", "-1s"),
+        ("requests", "--slower", "-1s"),
+        ("requests", "--sample", "-1/2"),
+        ("up", "--interval", "-5"),
+    ],
+)
+def test_value_that_begins_with_a_minus_is_told_from_a_flag(arguments):
+    # GIVEN / WHEN
+    shown = podscope(*arguments)
+
+    # THEN
+    assert shown.returncode == 2
+    assert len(shown.stderr.splitlines()) == 1
+    assert f"{arguments[1]}: not a " in shown.stderr
+    assert repr(arguments[2]) in shown.stderr
+
+
+@pytest.mark.parametrize("words", [["http", "-1s"], ["version", "--", "-1s"]])
+def test_number_after_no_flag_stays_an_unknown_argument(words):
+    # GIVEN / WHEN
+    shown = podscope(*words)
+
+    # THEN
+    assert shown.returncode == 2
+    assert "'-1s'" in shown.stderr
 
 
 def test_version_as_text_and_json_agree():

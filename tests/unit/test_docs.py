@@ -39,7 +39,7 @@ def first_cells(text: str) -> list[str]:
 def flags_of(text: str) -> set[str]:
     """Flags in the first cells of table rows."""
     cells = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `-")]
-    return {flag for cell in cells for flag in re.findall(r"(?<!\S)`?(--?[a-z][a-z-]*)", cell)}
+    return {flag for cell in cells for flag in re.findall(r"(?<!\S)`?(--?[A-Za-z][a-z-]*)", cell)}
 
 
 def actions(name: str) -> list[argparse.Action]:

@@ -44,7 +44,7 @@ def test_http_line_has_the_promised_keys_and_values():
         "interval": 1.0,
         "side": "client",
         "count": 5,
-        "time_to_first_byte": {"sum": 0.1},
+        "time_to_first_byte": {"sum": 0.1, "count": 5},
         "http.request.body.size": 0,
         "http.response.body.size": 50,
         "http.request.method": "GET",

@@ -20,6 +20,7 @@ from podscope import filters
 from podscope import red
 from podscope import render
 from podscope import schema
+from podscope.commands import targets
 from podscope.commands.lifetime import Lifetime
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 HELP = "Show rate, errors and duration of HTTP by workload, each interval."
 TABLE_BY = ("workload", "side", "port", "method", "route")
+CLUSTER_BY = ("namespace", "workload", "side", "port", "method", "route")
 OUTPUTS = ("table", "wide", "json", "csv")
 SORTS = ("rate", "errors", "p50", "p90", "p99", "max", "bytes", "name")
 LEAST_INTERVAL_NS = 100 * 10**6
@@ -63,10 +65,21 @@ _WIDE_OWNERS = (
     ("CONTAINER ID", "container.id"),
 )
 # Where the terminal is narrow: names are cut to this, then columns are left out in this order,
-# then names are cut to the least.
+# then names are cut to the least, then more columns are left out. Numbers are never cut.
 _SHORT_NAME = 18
 _LEAST_NAME = 8
-_DISPENSABLE = ("IN/S", "OUT/S", "P90", "MAX")
+_DISPENSABLE = (
+    *("IN/S", "OUT/S", "CONTAINER ID", "PROCESS", "KIND"),
+    *("COUNT", "FAILED", "FIRST BYTE", "P90", "MAX"),
+)
+_LAST_RESORT = (
+    *("P50", "VERSION", "NODE", "METHOD", "PEER", "SIDE", "PID", "STATUS", "EXECUTABLE"),
+    *("CONTAINER", "PORT", "NAMESPACE", "ROUTE", "P99", "ERRORS"),
+)
+# Room for a side's numbers in the first line, and for all of that line but its title.
+_SIDE_WIDTH = len("server 99.9k/s, >99.9% errors")
+_TOTALS_WIDTH = len("  12:34:56") + 2 * (2 + _SIDE_WIDTH) + len("  12345 series")
+_FEWER = "--port, --workload or --by show fewer"
 # How much of a row's past counts for its place on the screen, each interval.
 _MEMORY = 0.8
 
@@ -94,6 +107,7 @@ class Options:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
+    targets.add_arguments(parser)
     add_interval(parser)
     parser.add_argument("--duration", metavar="TIME", help="end after this time, as 30s")
     parser.add_argument("--once", action="store_true", help="end after one interval")
@@ -157,9 +171,15 @@ def duration_ns(args: argparse.Namespace) -> int | None:
 
 def options(args: argparse.Namespace) -> Options:
     """The flags as values; raises UsageError."""
-    by: tuple[str, ...] = schema.ON_HOST if args.output in ("json", "csv") else TABLE_BY
+    in_cluster = targets.is_for_cluster(args)
+    if args.output in ("json", "csv"):
+        by = schema.PLAIN if in_cluster else schema.ON_HOST
+    else:
+        by = CLUSTER_BY if in_cluster else TABLE_BY
     if args.by is not None:
         by = filters.dimensions(args.by, "--by")
+    if in_cluster and "workload" in by and "namespace" not in by:
+        by = ("namespace", *by)  # names are one's own in each namespace
     return Options(
         output=args.output,
         by=by,
@@ -179,6 +199,8 @@ def run(args: argparse.Namespace) -> int:
     """Watch and show until a signal or the end of the time."""
     chosen = options(args)
     duration = duration_ns(args)
+    if targets.is_for_cluster(args):
+        return _run_in_cluster(args, chosen, duration)
     from podscope.pipeline import watch
 
     with (
@@ -193,6 +215,33 @@ def run(args: argparse.Namespace) -> int:
         lifetime.begin(watched.stop, duration)
         show(watched, watched.lost, chosen, sys.stdout)
     return 0
+
+
+def _run_in_cluster(args: argparse.Namespace, chosen: Options, duration: int | None) -> int:
+    """The same, with the rows of a cluster's agents."""
+    from podscope.identity.kubernetes_client import find_server
+    from podscope.remote import ANSWERED
+    from podscope.remote import Nodes
+
+    server = find_server(args.kubeconfig or "", args.context or "")
+    asked = targets.scope(args, server.namespace)
+    targets.check(asked, server)
+    selected = targets.selecting(asked, server)
+    selected()
+    with (
+        Lifetime() as lifetime,
+        Nodes(server, chosen.interval, args.agent_namespace) as nodes,
+    ):
+        lifetime.begin(nodes.stop, duration)
+        batches = (asked.apply(batch, selected()) for batch in nodes)
+        show(batches, nodes.lost, chosen, sys.stdout)
+        states = nodes.states()
+    silent = {node: state for node, state in states.items() if state != ANSWERED}
+    for node, state in silent.items():
+        print(f"podscope: node {node}: {state}", file=sys.stderr)
+    answered = len(states) - len(silent)
+    print(f"podscope: {answered} of {len(states)} nodes answered", file=sys.stderr)
+    return 0 if answered else 1
 
 
 def show(
@@ -263,7 +312,7 @@ def _show_tables(
         out.write("".join(f"{line}\n" for line in frame(batch, chosen, lost())))
         out.flush()
         if chosen.once:
-            return
+            break
     out.write(f"\n{run.summary(lost())}\n")
 
 
@@ -280,17 +329,22 @@ def live(
     lost: Callable[[], Mapping[str, int]],
     chosen: Options,
     out: TextIO,
+    *,
     title: str = "podscope",
+    fewer: str = _FEWER,
 ) -> None:
     """A table on a terminal that redraws itself; its last state stays."""
     places = Places()
     with render.Screen(out) as screen:
-        screen.draw([f"{title}  watching; the first numbers come in {chosen.interval:g} s"])
+        first = [title, f"watching; the first numbers come in {chosen.interval:g} s"]
+        screen.draw(render.folded(first, screen.width))
         for number, batch in enumerate(batches):
             # The rest of an interval that a signal cut says little.
             if number and batch.interval < chosen.interval / 2:
                 continue
-            screen.draw(frame(batch, chosen, lost(), screen, title=title, places=places))
+            screen.draw(
+                frame(batch, chosen, lost(), screen, title=title, places=places, fewer=fewer)
+            )
 
 
 class Run:
@@ -397,6 +451,7 @@ def frame(
     *,
     title: str = "podscope",
     places: Places | None = None,
+    fewer: str = _FEWER,
 ) -> list[str]:
     """The lines of one interval: totals, the table, what was lost since the start.
 
@@ -407,35 +462,47 @@ def frame(
         screen: fit the table to it, with colour; None: whole and plain.
         title: how the first line begins.
         places: where rows were before; None: each interval by itself.
+        fewer: what to do where not all rows have room.
     """
     groups = red.group(batch, chosen.by)
-    room = len(groups) if screen is None else max(screen.height - 8, 1)
-    ranked = order(groups, chosen.sort) if places is None else places.order(groups, chosen.sort)
-    shown = groups.take(ranked[:room])
+    width = None if screen is None else screen.width
     colour = screen is not None and screen.colour
-    whole = table(shown, batch.interval, wide=chosen.output == "wide")
-    made = whole if screen is None else _fitted(whole, screen.width)
-    lines = [_total_line(batch, title), "", *render.table_lines(made, colour=colour)]
-    notes = []
-    if len(groups) == 0:
-        notes.append("no HTTP in this interval")
-    if len(shown) < len(groups):
-        notes.append(f"{len(groups) - len(shown)} more rows; --port, --workload or --by show fewer")
+    head = [*_total_lines(batch, title, width), ""]
+    tail = ["", *_words(render.lost_text(lost), width)] if any(lost.values()) else []
+    room = None if screen is None else max(screen.height - 1 - len(head) - len(tail), 2)
+    ranked = order(groups, chosen.sort) if places is None else places.order(groups, chosen.sort)
+    whole = table(groups.take(ranked[:room]), batch.interval, wide=chosen.output == "wide")
+    made = whole if width is None else _fitted(whole, width)
+    notes = ["no HTTP in this interval"] if len(groups) == 0 else []
     if hidden := [name for name in whole.titles if name not in made.titles]:
-        notes.append(f"a wider terminal shows {', '.join(hidden)}")
-    lines += [render.dim(note, colour=colour) for note in notes]
-    if told := render.lost_text(lost):
-        lines += ["", told]
-    return lines
+        notes += _words(f"a wider terminal shows {', '.join(hidden)}", width)
+    if room is not None and len(groups) > (left := room - 1 - len(notes)):
+        left = max(left - len(_words(f"{len(groups)} more rows; {fewer}", width)), 1)
+        made = replace(made, rows=made.rows[:left])
+        notes += _words(f"{len(groups) - left} more rows; {fewer}", width)
+    lines = [*head, *render.table_lines(made, colour=colour)]
+    return [*lines, *(render.dim(note, colour=colour) for note in notes), *tail]
 
 
-def _total_line(batch: Batch, title: str) -> str:
+def _words(text: str, width: int | None) -> list[str]:
+    return render.folded(text.split(" "), width, " ")
+
+
+def _total_lines(batch: Batch, title: str, width: int | None) -> list[str]:
     """Servers and clients apart: what goes on inside the machine is seen at both ends."""
-    parts = [title, render.clock(batch.time_ns)]
+    head = [title, render.clock(batch.time_ns)]
+    sides = []
     for side, (count, errors) in _sides(batch).items():
         rate = render.number(count / batch.interval) if batch.interval else "0"
-        parts.append(f"{side} {rate}/s, {render.share(errors / max(count, 1))} errors")
-    return "  ".join([*parts, f"{len(batch)} series"])
+        sides.append(f"{side} {rate}/s, {render.share(errors / max(count, 1))} errors")
+    sides.append(f"{len(batch)} series")
+    if width is None:
+        return render.folded([*head, *sides], None)
+    # In places that do not depend on the numbers, so that nothing jumps about.
+    sides = [one.ljust(_SIDE_WIDTH) for one in sides]
+    if len(title) + _TOTALS_WIDTH <= width:
+        return render.folded([*head, *sides], None)
+    return [*render.folded(head, width), *render.folded(sides, width)]
 
 
 def table(groups: red.Groups, interval: float, *, wide: bool = False) -> render.Table:
@@ -501,7 +568,8 @@ def _status_cell(code: int, error: str | None) -> str:
 
 
 def _wide_cells(groups: red.Groups) -> list[list[str]]:
-    first_byte = groups.ttfb_sum_ns / np.maximum(groups.count, 1) / 1e9
+    with np.errstate(divide="ignore", invalid="ignore"):  # 0 of 0 is none
+        first_byte = groups.ttfb_sum_ns / groups.answered / 1e9
     return [
         render.cells(groups.count, str),
         render.cells(groups.errors, str),
@@ -524,26 +592,38 @@ def _owner_cells(title: str, told: Mapping[str, schema.Array]) -> list[str]:
 
 def _fitted(made: render.Table, width: int) -> render.Table:
     """The table with what matters least left out, so that the numbers stay on the screen."""
-    fitted = _cut(made, width, _SHORT_NAME)
-    for title in _DISPENSABLE:
-        if fitted.width <= width:
-            return fitted
-        made = made.without(title)
-        fitted = _cut(made, width, _SHORT_NAME)
+    made = _without(made, _DISPENSABLE, width, _SHORT_NAME)
+    made = _without(made, _LAST_RESORT, width, _LEAST_NAME)
     return _cut(made, width, _LEAST_NAME)
+
+
+def _without(
+    made: render.Table, dispensable: tuple[str, ...], width: int, least: int
+) -> render.Table:
+    """The table without as many of these columns as it takes to fit, but with its first one."""
+    for title in dispensable:
+        if _cut(made, width, least).width <= width:
+            break
+        if title != made.titles[0]:
+            made = made.without(title)
+    return made
 
 
 def _cut(made: render.Table, width: int, least: int) -> render.Table:
     """The table with its longest names shortened, to no less than ``least``."""
     widths = made.widths
-    over = made.width - width
-    names = [place for place, right in enumerate(made.right) if not right and widths[place] > least]
-    for place in sorted(names, key=lambda place: -widths[place]):
-        cut = min(max(over, 0), widths[place] - least)
-        widths[place] -= cut
-        over -= cut
+    least_of = [max(least, len(title)) for title in made.titles]
+    for _ in range(made.width - width):
+        places = [place for place, right in enumerate(made.right) if not right]
+        longer = [place for place in places if widths[place] > least_of[place]]
+        if not longer:
+            break
+        widths[max(longer, key=lambda place: widths[place])] -= 1
     rows = [
-        tuple(render.shortened(cell, room) for cell, room in zip(row, widths, strict=True))
+        tuple(
+            cell if right else render.shortened(cell, room)
+            for cell, room, right in zip(row, widths, made.right, strict=True)
+        )
         for row in made.rows
     ]
     return replace(made, rows=rows)

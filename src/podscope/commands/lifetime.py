@@ -12,12 +12,13 @@ if TYPE_CHECKING:
     from types import FrameType
     from types import TracebackType
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
 
 
 class Lifetime:
-    """SIGINT, SIGTERM or the end of the time call ``stop`` once; a second SIGINT interrupts.
+    """SIGINT, SIGTERM, SIGHUP or the end of the time call ``stop`` once.
 
+    A second SIGINT interrupts.
     The signals are caught from the beginning, so that one which comes while programs are being
     attached still ends the command in good order. Use it in the main thread.
     """
@@ -28,7 +29,10 @@ class Lifetime:
         self.ended = False
 
     def __enter__(self) -> Lifetime:
-        self._before = [(number, signal.signal(number, self._end)) for number in _SIGNALS]
+        # nohup ignores SIGHUP, and that is to stay.
+        kept = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        caught = [number for number in _SIGNALS if not (kept and number == signal.SIGHUP)]
+        self._before = [(number, signal.signal(number, self._end)) for number in caught]
         return self
 
     def begin(self, stop: Callable[[], object], duration_ns: int | None = None) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -36,22 +37,31 @@ _FIELDS = schema.told(schema.REQUEST, schema.ON_HOST)
 # Short enough to look immediate, long enough to cost nothing.
 INTERVAL_SECONDS = 0.25
 
-# Title, least width, whether it is aligned to the right.
+# Title, width, least width on a terminal, whether it is aligned to the right.
 _COLUMNS = (
-    ("TIME", 15, False),
-    ("SIDE", 6, False),
-    ("WORKLOAD", 20, False),
-    ("METHOD", 6, False),
-    ("HOST", 20, False),
-    ("PATH", 30, False),
-    ("STATUS", 6, True),
-    ("DURATION", 8, True),
-    ("FIRST BYTE", 10, True),
-    ("IN", 6, True),
-    ("OUT", 6, True),
-    ("PEER", 21, False),
-    ("TRACE", 5, False),
+    ("TIME", 15, 12, False),
+    ("SIDE", 6, 6, False),
+    ("WORKLOAD", 20, 14, False),
+    ("METHOD", 6, 6, False),
+    ("HOST", 20, 12, False),
+    ("PATH", 30, 16, False),
+    ("STATUS", 10, 6, True),
+    ("DURATION", 8, 8, True),
+    ("FIRST BYTE", 10, 10, True),
+    ("IN", 6, 6, True),
+    ("OUT", 6, 6, True),
+    ("PEER", 21, 21, False),
+    ("TRACE", 32, 32, False),
 )
+_TITLES = tuple(title for title, _, _, _ in _COLUMNS)
+_GAP = "  "
+# Where the terminal is narrow, columns are left out in this order.
+_DISPENSABLE = (
+    *("TRACE", "PEER", "FIRST BYTE", "IN", "OUT", "HOST", "SIDE", "TIME", "METHOD", "WORKLOAD"),
+)
+# Where it is wider than it must be, columns get more in this order, up to their width, and the
+# path the rest.
+_GROWING = ("PATH", "TIME", "STATUS", "WORKLOAD", "HOST")
 
 
 @dataclass(frozen=True)
@@ -128,8 +138,9 @@ def show(
     """
     requests = 0
     before: Mapping[str, int] = {}
+    lines = Lines(out)
     if chosen.output == "table":
-        out.write(_line(tuple(title for title, _, _ in _COLUMNS)))
+        lines.begin()
     if chosen.output == "csv":
         out.write(render.csv_header(_FIELDS))
     out.flush()
@@ -143,7 +154,10 @@ def show(
         before = now
         if len(kept) == 0 and not news:
             continue
-        out.write(_text(kept, chosen.output))
+        if chosen.output == "table":
+            lines.write(kept)
+        else:
+            out.write(_text(kept, chosen.output))
         if chosen.output == "json":
             out.write(render.lost_lines(news, batch.time_ns))
         out.flush()
@@ -159,9 +173,58 @@ def _text(batch: Batch, output: str) -> str:
     columns = schema.read(_FIELDS, schema.request_view(batch), schema.ON_HOST)
     if output == "json":
         return render.json_lines("request", _FIELDS, columns)
-    if output == "csv":
-        return render.csv_lines(_FIELDS, columns)
-    return "".join(map(_line, _rows(columns)))
+    return render.csv_lines(_FIELDS, columns)
+
+
+class Lines:
+    """The table: whole cells; on a terminal, as much as a line of it has room for."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._width: int | None = None
+        self._layout: dict[str, int] | None = None
+
+    def begin(self) -> None:
+        """Write the header, and say once what the terminal has no room for."""
+        self._fit()
+        if hidden := [title for title in _TITLES if title not in (self._layout or _TITLES)]:
+            print(f"podscope: a wider terminal shows {', '.join(hidden)}", file=sys.stderr)
+        self._out.write(_line(_TITLES, self._layout))
+
+    def write(self, batch: Batch) -> None:
+        """Write a line a request, after a new header if the terminal has another width now."""
+        if self._fit():
+            self._out.write(_line(_TITLES, self._layout))
+        columns = schema.read(_FIELDS, schema.request_view(batch), schema.ON_HOST)
+        self._out.write("".join(_line(row, self._layout) for row in _rows(columns)))
+
+    def _fit(self) -> bool:
+        """Whether the lines are others than before."""
+        width = shutil.get_terminal_size().columns if self._out.isatty() else None
+        if width == self._width:
+            return False
+        self._width = width
+        self._layout = None if width is None else layout(width)
+        return True
+
+
+def layout(width: int) -> dict[str, int]:
+    """The columns that fit a line of ``width``, by title, and how wide each is."""
+    most = {title: most for title, most, _, _ in _COLUMNS}
+    made = {title: least for title, _, least, _ in _COLUMNS}
+    for title in _DISPENSABLE:
+        if _room(made, width) >= 0:
+            break
+        del made[title]
+    for title in _GROWING:
+        if title in made:
+            made[title] += max(min(_room(made, width), most[title] - made[title]), 0)
+    made["PATH"] = max(made["PATH"] + _room(made, width), 1)
+    return made
+
+
+def _room(made: Mapping[str, int], width: int) -> int:
+    return width - sum(made.values()) - len(_GAP) * (len(made) - 1)
 
 
 def _rows(columns: Mapping[str, schema.Array]) -> Iterable[tuple[str, ...]]:
@@ -209,9 +272,22 @@ def _peer(address: str | None, port: int) -> str:
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
-def _line(cells: tuple[str, ...]) -> str:
-    padded = (
-        cell.rjust(width) if right else cell.ljust(width)
-        for cell, (_, width, right) in zip(cells, _COLUMNS, strict=True)
-    )
-    return "  ".join(padded).rstrip() + "\n"
+def _line(cells: tuple[str, ...], made: Mapping[str, int] | None) -> str:
+    """The cells in columns; of a layout they have no more than its widths, else they are whole."""
+    shown = []
+    for cell, (title, least, _, right) in zip(cells, _COLUMNS, strict=True):
+        if made is not None and title not in made:
+            continue
+        width = least if made is None else made[title]
+        told = cell if made is None else _cut(cell, title, width)
+        shown.append(render.padded(told, width, right=right))
+    return _GAP.join(shown).rstrip() + "\n"
+
+
+def _cut(cell: str, title: str, width: int) -> str:
+    # Fractions of a second can be fewer; what a status begins with is what matters.
+    if title == "TIME":
+        return cell[:width]
+    if title == "STATUS" and len(cell) > width:
+        return f"{cell[: width - 1]}…"
+    return render.shortened(cell, width)

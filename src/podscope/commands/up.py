@@ -32,6 +32,8 @@ HELP = "Watch this machine: a live table here, Prometheus metrics at /metrics. C
 LISTEN = "127.0.0.1:9435"
 # A log of the output should not fill a disk.
 PLAIN_SECONDS = 10.0
+# This command has no flags to choose rows by.
+FEWER = "'podscope http' with --port, --workload or --by shows fewer"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -113,7 +115,8 @@ def show(
     kept = (batch for batch in batches if batch.kind == "http")
     run = Run()
     if render.Screen.fits(out):
-        live(run.follow(kept), lost, chosen, out, f"podscope  {metrics}")
+        title = f"podscope  {metrics}"
+        live(run.follow(kept), lost, chosen, out, title=title, fewer=FEWER)
         out.write(f"{run.summary(lost())}\n")
         return
     out.write(f"podscope: watching; metrics on {metrics}\n")

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``podscope agent``: watch a node of a cluster, for Prometheus and ``kubectl podscope``."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from podscope import filters
+from podscope.commands.http import add_interval
+from podscope.commands.http import interval_ns
+from podscope.commands.lifetime import Lifetime
+from podscope.commands.up import pages
+from podscope.sinks import http_server
+from podscope.sinks import prometheus
+
+if TYPE_CHECKING:
+    import argparse
+
+    from podscope.agent import Agent
+    from podscope.agent import Streams
+    from podscope.batch import Batch
+
+HELP = "Watch this node of a Kubernetes cluster; 'podscope install' runs it on every node."
+LISTEN = "127.0.0.1:9435"
+# Reached through the API server alone, which asks for the user's rights.
+STREAM_HOST = "127.0.0.1"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    parser.add_argument(
+        "--kubeconfig", metavar="FILE", default="", help="default: the pod's service account"
+    )
+    parser.add_argument(
+        "--context", metavar="NAME", default="", help="of the kubeconfig (default: the current one)"
+    )
+    parser.add_argument(
+        "--node",
+        metavar="NAME",
+        default=os.environ.get("NODE_NAME", ""),
+        help="this node's name (default: NODE_NAME, else the host's name)",
+    )
+    parser.add_argument(
+        "--listen",
+        metavar="ADDRESS",
+        default=LISTEN,
+        help=f"where /metrics, /healthz and /readyz are (default: {LISTEN})",
+    )
+    add_interval(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Watch until a signal."""
+    address = filters.address(args.listen, "--listen")
+    interval = interval_ns(args) / 1e9
+    node = args.node or socket.gethostname()
+    from podscope.agent import Agent
+    from podscope.agent import Streams
+    from podscope.identity.kubernetes_client import find_server
+    from podscope.remote import STREAM_PATH
+    from podscope.remote import STREAM_PORT
+
+    server = find_server(args.kubeconfig, args.context)
+    totals = prometheus.Totals()
+    streams = Streams()
+    counted = threading.Event()
+    stream_pages = {f"{STREAM_PATH}http": _stream(streams)}
+    with (
+        Lifetime() as lifetime,
+        http_server.HttpServer((STREAM_HOST, STREAM_PORT), stream_pages),
+        Agent(server, node, interval) as agent,
+        http_server.HttpServer(address, _pages(totals, counted, agent)) as served,
+    ):
+        lifetime.begin(agent.stop)
+        print(f"podscope: watching node {node}; metrics on http://{served.address}/metrics")
+        sys.stdout.flush()
+        for batch in agent:
+            _take(batch, totals, streams, agent)
+            counted.set()
+    return 0
+
+
+def _take(batch: Batch, totals: prometheus.Totals, streams: Streams, agent: Agent) -> None:
+    totals.add(batch)
+    totals.tell(agent.lost(), agent.cost())
+    streams.publish(batch)
+
+
+def _stream(streams: Streams) -> http_server.Page:
+    def page(_: Mapping[str, str]) -> http_server.Answer:
+        return http_server.Answer(200, "application/octet-stream", streams.listen())
+
+    return page
+
+
+def _pages(
+    totals: prometheus.Totals, counted: threading.Event, agent: Agent
+) -> dict[str, Callable[[Mapping[str, str]], http_server.Answer]]:
+    """Those of ``podscope up``; ready is who also knows the cluster."""
+    found = pages(totals, counted)
+
+    def readiness(_: Mapping[str, str]) -> http_server.Answer:
+        missing = [f"{name}: {why}" for name, why in agent.identities.states.items() if why]
+        if not counted.is_set():
+            return http_server.text(503, "not ready: the first interval has not ended\n")
+        if not agent.identities.synced:
+            told = "; ".join(missing) or "the first lists have not come"
+            return http_server.text(
+                503, f"not ready: the cluster's objects are not known: {told}\n"
+            )
+        return http_server.text(200, "ready\n")
+
+    return {**found, "/readyz": readiness}

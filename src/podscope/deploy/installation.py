@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Puts the agents into a cluster, asks for their state, and takes them away again."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from collections.abc import Iterator
+from collections.abc import Sequence
+from typing import Any
+from typing import Generic
+from typing import Self
+from typing import TypeVar
+
+import msgspec
+
+from podscope.deploy import manifests
+from podscope.deploy.manifests import Object
+from podscope.deploy.states import DaemonSet
+from podscope.deploy.states import Node
+from podscope.deploy.states import NodeState
+from podscope.deploy.states import Pod
+from podscope.deploy.states import node_states
+from podscope.errors import PodscopeError
+from podscope.identity.kubernetes_client import ApiServer
+from podscope.identity.kubernetes_client import Connection
+from podscope.identity.kubernetes_client import KubernetesError
+
+AGENT = "podscope-agent"
+FIELD_MANAGER = "podscope"
+# JSON is YAML, and the API server takes YAML alone for server-side apply.
+APPLY = "application/apply-patch+yaml"
+SECONDS = 30.0
+POLL_SECONDS = 0.5
+POD_SELECTOR = "app.kubernetes.io/name=podscope,app.kubernetes.io/component=agent"
+_UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND = 401, 403, 404
+# Where the API has a kind; {} is the namespace.
+_PLACES = {
+    "Namespace": "api/v1/namespaces",
+    "ServiceAccount": "api/v1/namespaces/{}/serviceaccounts",
+    "ClusterRole": "apis/rbac.authorization.k8s.io/v1/clusterroles",
+    "ClusterRoleBinding": "apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
+    "DaemonSet": "apis/apps/v1/namespaces/{}/daemonsets",
+}
+# forbiddenMessage() in k8s.io/apiserver/pkg/endpoints/handlers/responsewriters.
+_REFUSED = re.compile(
+    r'cannot (?P<verb>\w+) resource "(?P<resource>[^"]+)" in API group "(?P<group>[^"]*)"'
+    r'(?: in the namespace "(?P<namespace>[^"]+)")?'
+)
+T = TypeVar("T")
+
+
+class _Items(msgspec.Struct, Generic[T]):
+    items: tuple[T, ...] | None = ()
+
+
+class _Subject(msgspec.Struct):
+    namespace: str = ""
+
+
+class _Binding(msgspec.Struct):
+    subjects: tuple[_Subject, ...] | None = ()
+
+
+class _Event(msgspec.Struct):
+    message: str = ""
+
+
+class Installation:
+    """The agents of one namespace. Use it in a ``with``.
+
+    Every method raises PodscopeError: no answer, or a right that is missing, with its name.
+    """
+
+    def __init__(self, server: ApiServer, namespace: str) -> None:
+        self._namespace = namespace
+        self._connection = Connection(server)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.release()
+
+    def apply(self, wanted: Sequence[Object]) -> Iterator[str]:
+        """Makes the objects, or changes them to what they are to be; tells of each.
+
+        A namespace that was there before is left as it is, and not taken for podscope's own.
+        """
+        self._check_elsewhere()
+        for one in wanted:
+            if one["kind"] == "Namespace" and self._is_anothers(one):
+                yield f"{manifests.title(one)} is there already"
+                continue
+            self._send("PATCH", _path(one), msgspec.json.encode(one), APPLY)
+            yield f"{manifests.title(one)} applied"
+
+    def daemon_set(self) -> DaemonSet:
+        """What the cluster says of the agents. Raises PodscopeError if they are not installed."""
+        path = f"{_PLACES['DaemonSet'].format(self._namespace)}/{AGENT}"
+        body = self._find(path)
+        if body is None:
+            raise _not_installed(self._namespace)
+        return msgspec.json.decode(body, type=DaemonSet)
+
+    def wait(self, seconds: float) -> bool:
+        """Whether every chosen node had a ready agent before the time was over."""
+        due = time.monotonic() + seconds
+        while not self.daemon_set().done:
+            if time.monotonic() >= due:
+                return False
+            time.sleep(POLL_SECONDS)
+        return True
+
+    def states(self) -> tuple[NodeState, ...]:
+        """One for each node. Raises PodscopeError if the agents are not installed."""
+        daemon_set = self.daemon_set()
+        nodes = self._list("api/v1/nodes", Node)
+        found = self._list(
+            f"api/v1/namespaces/{self._namespace}/pods", Pod, labelSelector=POD_SELECTOR
+        )
+        uid = daemon_set.metadata.uid
+        ours = [p for p in found if any(o.uid == uid for o in p.metadata.owner_references)]
+        lacking = daemon_set.status.current < daemon_set.status.desired
+        return node_states(daemon_set, nodes, ours, self._complaint(uid) if lacking else "")
+
+    def remove(self, seconds: float) -> Iterator[str]:
+        """Removes all that `apply` made, and waits until it is gone; tells of each.
+
+        Raises:
+            PodscopeError: nothing is installed, or something is not gone in time.
+        """
+        found = [*reversed(self._made())]
+        if not found:
+            raise _not_installed(self._namespace)
+        due = time.monotonic() + seconds
+        for one in found:
+            self._delete(_path(one))
+            while self._find(_path(one)) is not None:
+                if time.monotonic() >= due:
+                    raise PodscopeError(
+                        f"{manifests.title(one)} is not gone after {seconds:g} s: see what keeps "
+                        f"it with 'kubectl describe {manifests.title(one)}', then run this again"
+                    )
+                time.sleep(POLL_SECONDS)
+            yield f"{manifests.title(one)} removed"
+
+    def _made(self) -> list[Object]:
+        """What bears podscope's label, in the order of its making. Others' objects do not."""
+        query = {"labelSelector": f"{manifests.MANAGED_LABEL}=podscope"}
+        found = []
+        for kind, place in _PLACES.items():
+            path = place.format(self._namespace)
+            items = self._list(path, dict[str, Any], **query)
+            for item in items:
+                if self._is_ours(kind, item):
+                    found.append({**item, "kind": kind})
+        return found
+
+    def _is_ours(self, kind: str, item: Object) -> bool:
+        if kind == "Namespace":
+            return bool(item["metadata"]["name"] == self._namespace)
+        if kind in ("ClusterRole", "ClusterRoleBinding"):
+            return item["metadata"]["name"] == AGENT and not self._elsewhere()
+        return True
+
+    def _is_anothers(self, namespace: Object) -> bool:
+        body = self._find(_path(namespace))
+        if body is None:
+            return False
+        labels = msgspec.json.decode(body)["metadata"].get("labels") or {}
+        return not manifests.MANAGED.items() <= labels.items()
+
+    def _elsewhere(self) -> str:
+        """Another namespace whose agents have the rights; empty if there is none."""
+        body = self._find(f"{_PLACES['ClusterRoleBinding']}/{AGENT}")
+        if body is None:
+            return ""
+        subjects = msgspec.json.decode(body, type=_Binding).subjects or ()
+        return next((s.namespace for s in subjects if s.namespace != self._namespace), "")
+
+    def _check_elsewhere(self) -> None:
+        other = self._elsewhere()
+        if other:
+            raise PodscopeError(
+                f"podscope is installed in namespace {other!r}: add --namespace {other}, or "
+                f"run 'podscope uninstall --namespace {other}' first"
+            )
+
+    def _complaint(self, uid: str) -> str:
+        """Why no pod could be made, in the words of the newest event; empty without the right."""
+        query = {"fieldSelector": f"involvedObject.uid={uid},reason=FailedCreate"}
+        try:
+            events = self._list(f"api/v1/namespaces/{self._namespace}/events", _Event, **query)
+        except PodscopeError:
+            return ""
+        return " ".join(events[-1].message.split()) if events else ""
+
+    def _list(self, path: str, kind: type[T], **query: str) -> tuple[T, ...]:
+        with _explained():
+            body = self._connection.get(path, query, SECONDS)
+        return msgspec.json.decode(body, type=_Items[kind]).items or ()  # type: ignore[valid-type]
+
+    def _find(self, path: str) -> bytearray | None:
+        with _explained():
+            try:
+                return self._connection.get(path, {}, SECONDS)
+            except KubernetesError as error:
+                if error.status != _NOT_FOUND:
+                    raise
+        return None
+
+    def _send(self, method: str, path: str, body: bytes, content_type: str) -> None:
+        query = {"fieldManager": FIELD_MANAGER, "force": "true"}
+        with _explained():
+            self._connection.send(method, path, query, body, content_type=content_type)
+
+    def _delete(self, path: str) -> None:
+        body = msgspec.json.encode({"propagationPolicy": "Foreground"})
+        with _explained():
+            try:
+                self._connection.send("DELETE", path, {}, body)
+            except KubernetesError as error:
+                if error.status != _NOT_FOUND:
+                    raise
+
+
+def _path(one: Object) -> str:
+    metadata = one["metadata"]
+    return f"{_PLACES[one['kind']].format(metadata.get('namespace', ''))}/{metadata['name']}"
+
+
+def _not_installed(namespace: str) -> PodscopeError:
+    return PodscopeError(
+        f"podscope is not installed in namespace {namespace!r}: run 'podscope install', or name "
+        "another one with --namespace"
+    )
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """A refusal of the API server as one line that says what to do."""
+    try:
+        yield
+    except KubernetesError as error:
+        if error.status == _UNAUTHORIZED:
+            raise PodscopeError(
+                f"{error}: the API server does not know you; renew the kubeconfig's credentials, "
+                "or choose another --context"
+            ) from None
+        if error.status != _FORBIDDEN:
+            raise
+        raise PodscopeError(_permission(str(error))) from None
+
+
+def _permission(message: str) -> str:
+    found = _REFUSED.search(message)
+    if found is None:
+        return f"no permission: {message}"
+    resource = ".".join(part for part in found.group("resource", "group") if part)
+    where = f" in namespace {found['namespace']!r}" if found["namespace"] else ""
+    return (
+        f"no permission: '{found['verb']}' on '{resource}'{where} is missing; ask the cluster's "
+        "administrator for it, or choose another --context"
+    )

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The objects of an installation: packaged files, with what the user set."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from podscope import __version__
+from podscope import filters
+from podscope.errors import UsageError
+
+DIRECTORY = Path(__file__).parent
+NAMESPACE = "podscope"
+# In the order of their making; removed in the opposite one.
+FILES = (
+    "namespace.yaml",
+    "service-account.yaml",
+    "cluster-role.yaml",
+    "cluster-role-binding.yaml",
+    "daemon-set.yaml",
+)
+NAME_LABEL = "app.kubernetes.io/name"
+MANAGED_LABEL = "app.kubernetes.io/managed-by"
+VERSION_LABEL = "app.kubernetes.io/version"
+MANAGED = {MANAGED_LABEL: "podscope"}
+PULL_POLICIES = ("Always", "IfNotPresent", "Never")
+
+Object = dict[str, Any]
+
+_DNS_LABEL = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
+_DNS_NAME = rf"{_DNS_LABEL}(\.{_DNS_LABEL})*"
+_QUANTITY = r"[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?"
+_LABEL_KEY = rf"({_DNS_NAME}/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?"
+_LABEL_VALUE = r"([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?"
+_CAPABILITIES = r"[A-Z][A-Z_]*(,[A-Z][A-Z_]*)*"
+
+
+def objects(
+    namespace: str = NAMESPACE, image: str = "", settings: Sequence[str] = ()
+) -> tuple[Object, ...]:
+    """All objects, in the order in which they are to be made.
+
+    Args:
+        namespace: where the agents are to be.
+        image: of the agents; empty for the manifest's.
+        settings: ``key=value``, of the keys in SETTINGS.
+
+    Raises:
+        UsageError: no such key, or a value that cannot be.
+    """
+    if not re.fullmatch(_DNS_LABEL, namespace):
+        raise UsageError(
+            f"--namespace: not a name: {namespace!r}; write it in small letters, digits and '-'"
+        )
+    made = tuple(_read(name) for name in FILES)
+    for one in made:
+        _label(one["metadata"])
+        _place(one, namespace)
+    template = made[-1]["spec"]["template"]
+    _label(template["metadata"])
+    if image:
+        template["spec"]["containers"][0]["image"] = image
+    for text in settings:
+        _set(template["spec"], text)
+    return made
+
+
+def as_yaml(documents: Sequence[Object]) -> str:
+    """The objects as documents of one text."""
+    return "---\n".join(msgspec.yaml.encode(one).decode() for one in documents)
+
+
+def title(one: Object) -> str:
+    """``daemonset/podscope-agent``."""
+    return f"{one['kind'].lower()}/{one['metadata']['name']}"
+
+
+def _read(name: str) -> Object:
+    return msgspec.yaml.decode((DIRECTORY / name).read_bytes(), type=dict[str, Any])
+
+
+def _label(metadata: Object) -> None:
+    metadata["labels"] |= {**MANAGED, VERSION_LABEL: __version__}
+
+
+def _place(one: Object, namespace: str) -> None:
+    if one["kind"] == "Namespace":
+        one["metadata"]["name"] = namespace
+    for holder in (one["metadata"], *one.get("subjects", ())):
+        if "namespace" in holder:
+            holder["namespace"] = namespace
+
+
+def _set(pod: Object, text: str) -> None:
+    key, equals, value = text.partition("=")
+    # The key of a label may have dots and slashes.
+    group = "nodeSelector.KEY" if key.startswith("nodeSelector.") else key
+    if not equals or group not in SETTINGS:
+        raise UsageError(
+            f"--set: no such setting: {text!r}; write it as key=value, with a key of "
+            f"{', '.join(SETTINGS)}"
+        )
+    form, example, put = SETTINGS[group]
+    if not re.fullmatch(form, value):
+        raise UsageError(f"--set: not a value for {key}: {value!r}; write it as {key}={example}")
+    put(pod, key, value)
+
+
+def _agent(pod: Object) -> Object:
+    found: Object = pod["containers"][0]
+    return found
+
+
+def _set_pull_policy(pod: Object, _: str, value: str) -> None:
+    _agent(pod)["imagePullPolicy"] = value
+
+
+def _set_pull_secret(pod: Object, _: str, value: str) -> None:
+    pod["imagePullSecrets"] = [{"name": value}]
+
+
+def _set_interval(pod: Object, _: str, value: str) -> None:
+    filters.duration_ns(value, "--set interval", least_ns=100 * 10**6)
+    _agent(pod)["args"] += ["--interval", value]
+
+
+def _set_priority(pod: Object, _: str, value: str) -> None:
+    pod["priorityClassName"] = value
+
+
+def _set_resource(pod: Object, key: str, value: str) -> None:
+    _, bound, resource = key.split(".")
+    _agent(pod)["resources"].setdefault(bound, {})[resource] = value
+
+
+def _set_node_selector(pod: Object, key: str, value: str) -> None:
+    label = key.removeprefix("nodeSelector.")
+    if not re.fullmatch(_LABEL_KEY, label):
+        raise UsageError(f"--set: not the key of a label: {label!r}; write nodeSelector.pool=web")
+    pod["nodeSelector"][label] = value
+
+
+def _add_capabilities(pod: Object, _: str, value: str) -> None:
+    added = _agent(pod)["securityContext"]["capabilities"]["add"]
+    added += [name for name in value.split(",") if name not in added]
+
+
+# By key: what a value looks like, an example, and where it goes.
+SETTINGS: dict[str, tuple[str, str, Callable[[Object, str, str], None]]] = {
+    "imagePullPolicy": ("|".join(PULL_POLICIES), "IfNotPresent", _set_pull_policy),
+    "imagePullSecret": (_DNS_NAME, "my-registry", _set_pull_secret),
+    "interval": (".+", "5s", _set_interval),
+    "priorityClassName": (_DNS_NAME, "system-node-critical", _set_priority),
+    "resources.requests.cpu": (_QUANTITY, "100m", _set_resource),
+    "resources.requests.memory": (_QUANTITY, "256Mi", _set_resource),
+    "resources.limits.cpu": (_QUANTITY, "1", _set_resource),
+    "resources.limits.memory": (_QUANTITY, "1Gi", _set_resource),
+    "nodeSelector.KEY": (_LABEL_VALUE, "web", _set_node_selector),
+    "capabilities.add": (_CAPABILITIES, "SYS_PTRACE", _add_capabilities),
+}

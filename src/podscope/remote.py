@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows of all nodes, from the agents of a cluster, put together interval by interval."""
+
+from __future__ import annotations
+
+import http.client
+import threading
+import time
+from collections.abc import Iterator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from dataclasses import replace
+from typing import Self
+
+import msgspec
+
+from podscope import wire
+from podscope.batch import Batch
+from podscope.errors import PodscopeError
+from podscope.identity.kubernetes_client import ApiServer
+from podscope.identity.kubernetes_client import Connection
+from podscope.identity.kubernetes_client import KubernetesError
+from podscope.identity.kubernetes_objects import Page
+from podscope.identity.kubernetes_objects import Pod
+from podscope.identity.port_forward import PortForward
+
+NAMESPACE = "podscope"
+SELECTOR = "app.kubernetes.io/name=podscope,app.kubernetes.io/component=agent"
+STREAM_PORT = 9436
+STREAM_PATH = "/v1/"  # and the kind of batches
+# Agents tell more often than this, if only that nothing happened.
+SILENCE_SECONDS = 30.0
+# How long a node that did not answer is left alone.
+AGAIN_SECONDS = 2.0
+ANSWERED = "answered"
+POLL_SECONDS = 0.02
+
+
+@dataclass(frozen=True)
+class Agent:
+    """An agent's pod, and the node it watches."""
+
+    node: str
+    pod: str
+
+
+def find_agents(server: ApiServer, namespace: str = NAMESPACE) -> tuple[Agent, ...]:
+    """The agents of a cluster, by node.
+
+    Raises:
+        PodscopeError: there is none, or no right to ``list pods`` in the namespace.
+    """
+    connection = Connection(server)
+    try:
+        body = connection.get(
+            f"api/v1/namespaces/{namespace}/pods", {"labelSelector": SELECTOR}, SILENCE_SECONDS
+        )
+    except KubernetesError as error:
+        if error.status == http.client.FORBIDDEN:
+            raise PodscopeError(
+                f"no permission: 'list' on 'pods' in namespace {namespace!r} is missing"
+            ) from None
+        raise
+    finally:
+        connection.release()
+    pods = msgspec.json.decode(body, type=Page[Pod]).items or ()
+    found = {pod.spec.node_name: pod.metadata.name for pod in pods if not pod.ending}
+    found.pop("", None)
+    if not found:
+        raise PodscopeError(
+            f"there is no agent in namespace {namespace!r}: run 'podscope install', or name the "
+            "namespace with --agent-namespace"
+        )
+    return tuple(Agent(node, pod) for node, pod in sorted(found.items()))
+
+
+class Nodes:
+    """The streams of all agents. Iterate over it, in a ``with``, for one batch an interval.
+
+    Args:
+        server: the API server, with the user's rights.
+        interval: seconds between two batches.
+        namespace: where the agents are.
+        kind: of the batches.
+    """
+
+    def __init__(
+        self,
+        server: ApiServer,
+        interval: float,
+        namespace: str = NAMESPACE,
+        kind: str = "http",
+    ) -> None:
+        self._server = server
+        self._interval = interval
+        self._namespace = namespace
+        self._kind = kind
+        self._stopped = threading.Event()
+        self._lock = threading.Lock()
+        self._came: dict[str, list[Batch]] = {}
+        self._lost: dict[str, int] = {}
+        self._agents = find_agents(server, namespace)
+        self._states = {agent.node: "no answer yet" for agent in self._agents}
+        self._forwards: dict[str, PortForward] = {}
+        self._threads = [
+            threading.Thread(target=self._follow, args=(agent,), daemon=True)
+            for agent in self._agents
+        ]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        with self._lock:
+            forwards = list(self._forwards.values())
+        for forward in forwards:
+            forward.close()
+        for thread in self._threads:
+            thread.join(1.0)
+
+    def stop(self) -> None:
+        """Ends the iteration after one last batch. May be called from a signal handler."""
+        self._stopped.set()
+
+    def lost(self) -> dict[str, int]:
+        """What could not be counted since the start, on all nodes, by reason."""
+        with self._lock:
+            return dict(self._lost)
+
+    def states(self) -> Mapping[str, str]:
+        """``answered``, or why not, by node."""
+        with self._lock:
+            return dict(self._states)
+
+    def __iter__(self) -> Iterator[Batch]:
+        due = time.monotonic() + self._interval
+        while not self._stopped.wait(POLL_SECONDS):
+            now = time.monotonic()
+            # Agents do not tick together: one that is a little late is waited for.
+            if now < due or (now < due + self._interval / 2 and not self._all_came()):
+                continue
+            due = max(due + self._interval, now)
+            yield from self._taken(0.75 * self._interval)
+        yield from self._taken(float("inf"))
+
+    def _all_came(self) -> bool:
+        with self._lock:
+            return all(
+                self._came.get(node) for node, state in self._states.items() if state == ANSWERED
+            )
+
+    def _taken(self, seconds: float) -> Iterator[Batch]:
+        """What came, of each node the oldest batches until they make up so many seconds."""
+        taken = []
+        with self._lock:
+            for batches in self._came.values():
+                mine: list[Batch] = []
+                while batches and sum(batch.interval for batch in mine) < seconds:
+                    mine.append(batches.pop(0))
+                if mine:
+                    taken.append(_joined(mine))
+        if taken:
+            yield wire.together(taken)
+
+    def _follow(self, agent: Agent) -> None:
+        """One agent, until the end; after a failure again."""
+        while not self._stopped.is_set():
+            try:
+                self._read(agent)
+                self._tell(agent.node, "the agent ended its answer")
+            except (PodscopeError, OSError, http.client.HTTPException) as error:
+                self._tell(agent.node, " ".join(str(error).split()) or type(error).__name__)
+            if not self._stopped.wait(AGAIN_SECONDS):
+                agent = self._found_again(agent)
+
+    def _read(self, agent: Agent) -> None:
+        with PortForward(self._server, self._namespace, agent.pod, STREAM_PORT) as forward:
+            with self._lock:
+                self._forwards[agent.node] = forward
+            forward.socket.settimeout(SILENCE_SECONDS)
+            connection = http.client.HTTPConnection("agent")
+            connection.sock = forward.socket
+            connection.request("GET", STREAM_PATH + self._kind)
+            answer = connection.getresponse()
+            if answer.status != http.client.OK:
+                raise PodscopeError(f"the agent answered {answer.status} {answer.reason}")
+            for batch in wire.frames(answer.read):
+                self._take(agent.node, batch)
+            if forward.error:
+                raise PodscopeError(forward.error)
+
+    def _take(self, node: str, batch: Batch) -> None:
+        with self._lock:
+            self._states[node] = ANSWERED
+            self._came.setdefault(node, []).append(batch)
+            for reason, count in batch.lost.items():
+                self._lost[reason] = self._lost.get(reason, 0) + count
+
+    def _tell(self, node: str, state: str) -> None:
+        with self._lock:
+            if not self._stopped.is_set():
+                self._states[node] = state
+
+    def _found_again(self, agent: Agent) -> Agent:
+        """The agent of the same node: its pod may be another one by now."""
+        try:
+            agents = find_agents(self._server, self._namespace)
+        except PodscopeError:
+            return agent
+        return next((one for one in agents if one.node == agent.node), agent)
+
+
+def _joined(batches: list[Batch]) -> Batch:
+    """Intervals of one node that follow each other, as one."""
+    whole = wire.together(batches)
+    return replace(whole, interval=sum(batch.interval for batch in batches))

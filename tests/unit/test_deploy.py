@@ -1,0 +1,338 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The manifests of ``podscope install``, and what ``podscope status`` makes of objects."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+import yaml
+
+from podscope.__main__ import main
+from podscope.deploy import manifests
+from podscope.deploy import states
+from podscope.deploy.installation import _permission
+from podscope.errors import UsageError
+
+ROOT = Path(__file__).resolve().parents[2]
+BASE = ROOT / "deploy" / "base"
+KINDS = ["Namespace", "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "DaemonSet"]
+
+
+def agent(*settings, **others):
+    """The pod's spec and its only container."""
+    made = manifests.objects(settings=settings, **others)
+    pod = made[-1]["spec"]["template"]["spec"]
+    return pod, pod["containers"][0]
+
+
+# --- manifests --------------------------------------------------------------------------------
+
+
+def test_packaged_manifests_are_those_of_deploy_base():
+    # GIVEN / WHEN
+    packaged = {path.name: path.read_text() for path in manifests.DIRECTORY.glob("*.yaml")}
+
+    # THEN
+    assert packaged == {path.name: path.read_text() for path in BASE.iterdir()}
+    assert yaml.safe_load(packaged["kustomization.yaml"])["resources"] == list(manifests.FILES)
+
+
+def test_agent_has_the_least_rights():
+    # GIVEN / WHEN
+    pod, container = agent()
+    role = manifests.objects()[KINDS.index("ClusterRole")]
+
+    # THEN
+    rights = container["securityContext"]
+    assert rights["capabilities"] == {"drop": ["ALL"], "add": ["BPF", "PERFMON", "NET_ADMIN"]}
+    assert rights["readOnlyRootFilesystem"] and not rights["allowPrivilegeEscalation"]
+    assert not rights["privileged"]
+    assert all(mount["readOnly"] for mount in container["volumeMounts"])
+    assert {verb for rule in role["rules"] for verb in rule["verbs"]} <= {"get", "list", "watch"}
+    named = {resource for rule in role["rules"] for resource in rule["resources"]}
+    assert named == {"pods", "services", "namespaces", "nodes", "endpointslices", "jobs"}
+    assert pod["serviceAccountName"] == "podscope-agent"
+
+
+def test_dry_run_prints_all_objects_as_yaml(capsys):
+    # GIVEN / WHEN
+    code = main(["install", "--dry-run", "-o", "yaml", "--image", "example.com/podscope:1"])
+
+    # THEN
+    made = list(yaml.safe_load_all(capsys.readouterr().out))
+    assert code == 0
+    assert [one["kind"] for one in made] == KINDS
+    assert made == list(manifests.objects(image="example.com/podscope:1"))
+
+
+def test_every_object_bears_the_label_by_which_it_is_removed():
+    for one in manifests.objects():
+        assert one["metadata"]["labels"].items() >= manifests.MANAGED.items()
+
+
+def test_namespace_is_changed_wherever_it_is_named():
+    # GIVEN / WHEN
+    made = manifests.objects("watch")
+
+    # THEN
+    text = manifests.as_yaml(made)
+    assert "namespace: podscope" not in text
+    by_kind = {one["kind"]: one for one in made}
+    assert by_kind["Namespace"]["metadata"]["name"] == "watch"
+    assert by_kind["ClusterRoleBinding"]["subjects"][0]["namespace"] == "watch"
+    assert by_kind["DaemonSet"]["metadata"]["namespace"] == "watch"
+
+
+def test_settings_go_where_they_belong():
+    # GIVEN / WHEN
+    pod, container = agent(
+        "imagePullPolicy=Never",
+        "imagePullSecret=mine",
+        "interval=5s",
+        "priorityClassName=system-node-critical",
+        "resources.limits.cpu=1.5",
+        "resources.requests.memory=256Mi",
+        "nodeSelector.example.com/pool=web",
+        "capabilities.add=SYS_PTRACE,BPF",
+    )
+
+    # THEN
+    assert container["imagePullPolicy"] == "Never"
+    assert pod["imagePullSecrets"] == [{"name": "mine"}]
+    assert container["args"][-2:] == ["--interval", "5s"]
+    assert pod["priorityClassName"] == "system-node-critical"
+    assert container["resources"]["limits"]["cpu"] == "1.5"
+    assert container["resources"]["requests"]["memory"] == "256Mi"
+    assert pod["nodeSelector"]["example.com/pool"] == "web"
+    added = container["securityContext"]["capabilities"]["add"]
+    assert added == ["BPF", "PERFMON", "NET_ADMIN", "SYS_PTRACE"]
+
+
+@pytest.mark.parametrize("key", list(manifests.SETTINGS))
+def test_example_of_a_setting_is_taken(key):
+    # GIVEN
+    example = manifests.SETTINGS[key][1]
+
+    # WHEN / THEN
+    agent(f"{key.replace('KEY', 'pool')}={example}")
+
+
+@pytest.mark.parametrize("key", list(manifests.SETTINGS))
+def test_setting_is_in_the_reference(key):
+    assert f"| `{key}` |" in (ROOT / "docs/reference/cli.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "imagePullPolicy",
+        "imagepullpolicy=Never",
+        "imagePullPolicy=Sometimes",
+        "interval=1ms",
+        "interval=soon",
+        "resources.limits.cpu=many",
+        "resources.limits.disk=1Gi",
+        "nodeSelector.=web",
+        "nodeSelector.pool=a b",
+        "capabilities.add=sys_admin",
+        "=",
+    ],
+)
+def test_a_wrong_setting_is_refused_in_one_line(setting):
+    # GIVEN / WHEN
+    with pytest.raises(UsageError) as caught:
+        agent(setting)
+
+    # THEN
+    assert str(caught.value).startswith("--set")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["", "Podscope", "a.b", "-a", "a" * 64])
+def test_a_namespace_that_cannot_be_is_refused(name):
+    with pytest.raises(UsageError, match="--namespace: not a name"):
+        manifests.objects(name)
+
+
+def test_yaml_is_for_dry_runs_only(capsys):
+    # GIVEN / WHEN
+    code = main(["install", "-o", "yaml"])
+
+    # THEN
+    assert code == 2
+    assert capsys.readouterr().err == "podscope: -o yaml: only together with --dry-run\n"
+
+
+# --- states -----------------------------------------------------------------------------------
+
+
+def node(name, ready="True", **labels):
+    """A node as the API has it."""
+    status = {"conditions": [{"type": "Ready", "status": ready}]}
+    return convert({"metadata": {"name": name, "labels": labels}, "status": status}, states.Node)
+
+
+def pod(name, on, ready="True", container=None, **others):
+    """A pod of a node as the API has it."""
+    conditions = [{"type": "PodScheduled", "status": "True"}, {"type": "Ready", "status": ready}]
+    status = {
+        "conditions": conditions,
+        "containerStatuses": [{"image": "i:1", **(container or {})}],
+    }
+    about = {"name": name, "labels": {manifests.VERSION_LABEL: "1.2"}, **others}
+    return convert({"metadata": about, "spec": {"nodeName": on}, "status": status}, states.Pod)
+
+
+def daemon_set(desired, current, selector=None, observed=1):
+    """A DaemonSet as the API has it."""
+    counts = {"desiredNumberScheduled": desired, "currentNumberScheduled": current}
+    template = {"spec": {"nodeSelector": selector or {}}}
+    content = {
+        "metadata": {"generation": 1},
+        "spec": {"template": template},
+        "status": {"observedGeneration": observed, **counts},
+    }
+    return convert(content, states.DaemonSet)
+
+
+def convert(content, kind):
+    """By way of JSON, as it comes."""
+    return msgspec.json.decode(msgspec.json.encode(content), type=kind)
+
+
+def test_a_ready_agent_is_told_with_version_and_image():
+    # GIVEN / WHEN
+    told = states.node_states(daemon_set(1, 1), [node("a")], [pod("p", "a")])
+
+    # THEN
+    assert told == (states.NodeState("a", "ready", "1.2", "i:1", ""),)
+
+
+@pytest.mark.parametrize(
+    ("container", "why"),
+    [
+        (
+            {"state": {"waiting": {"reason": "ErrImagePull", "message": "no\nsuch image"}}},
+            "ErrImagePull: no such image",
+        ),
+        (
+            {
+                "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s"}},
+                "lastState": {"terminated": {"exitCode": 1, "message": "podscope: no cgroup\n"}},
+            },
+            "CrashLoopBackOff: podscope: no cgroup",
+        ),
+        (
+            {
+                "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s"}},
+                "lastState": {"terminated": {"reason": "OOMKilled", "exitCode": 137}},
+            },
+            "CrashLoopBackOff: OOMKilled, exit code 137",
+        ),
+        (
+            {"state": {"terminated": {"reason": "OOMKilled", "exitCode": 137}}},
+            "OOMKilled: exit code 137",
+        ),
+        ({"state": {"running": {}}}, "it has not become ready yet: see 'kubectl logs p'"),
+    ],
+    ids=["image", "crash", "memory", "ended", "running"],
+)
+def test_an_agent_that_is_not_ready_is_told_with_its_reason(container, why):
+    # GIVEN
+    one = pod("p", "a", "False", container)
+
+    # WHEN
+    told = states.node_states(daemon_set(1, 1), [node("a")], [one])
+
+    # THEN
+    assert [(state.agent, state.why) for state in told] == [("not ready", why)]
+
+
+def test_a_pod_that_found_no_place_counts_for_the_node_it_was_made_for():
+    # GIVEN
+    fields = [{"key": "metadata.name", "operator": "In", "values": ["a"]}]
+    required = {"nodeSelectorTerms": [{"matchFields": fields}]}
+    key = "requiredDuringSchedulingIgnoredDuringExecution"
+    content = {
+        "metadata": {"name": "p"},
+        "spec": {"affinity": {"nodeAffinity": {key: required}}},
+        "status": {
+            "conditions": [{"type": "PodScheduled", "status": "False", "message": "no memory"}]
+        },
+    }
+
+    # WHEN
+    told = states.node_states(daemon_set(1, 1), [node("a")], [convert(content, states.Pod)])
+
+    # THEN
+    assert [(state.agent, state.why) for state in told] == [("not ready", "no memory")]
+
+
+def test_of_two_pods_the_one_that_stays_counts():
+    # GIVEN
+    gone = pod("old", "a", "True", deletionTimestamp="2026-01-01T00:00:00Z")
+    here = pod("new", "a")
+
+    # WHEN / THEN
+    for pods in ([gone, here], [here, gone]):
+        assert states.node_states(daemon_set(1, 1), [node("a")], pods)[0].agent == "ready"
+
+
+def test_nodes_without_a_pod_are_missing_or_not_chosen():
+    # GIVEN
+    nodes = [node("a", pool="web"), node("b", pool="data"), node("c", pool="web")]
+    chosen = daemon_set(2, 1, {"pool": "web"})
+
+    # WHEN
+    told = states.node_states(chosen, nodes, [pod("p", "a")], "quota is used up")
+
+    # THEN
+    assert [(state.agent, state.why) for state in told] == [
+        ("ready", ""),
+        ("not chosen", ""),
+        ("not ready", "quota is used up"),
+    ]
+
+
+def test_nothing_is_ready_before_the_controller_has_seen_the_daemon_set():
+    # GIVEN
+    new = daemon_set(0, 0, observed=0)
+
+    # WHEN
+    told = states.node_states(new, [node("a")], [])
+
+    # THEN
+    assert not new.done
+    assert [(state.agent, state.why) for state in told] == [("not ready", "there is no pod yet")]
+
+
+def test_an_agent_on_a_node_that_is_away_is_not_ready():
+    # GIVEN / WHEN
+    told = states.node_states(daemon_set(1, 1), [node("a", "Unknown")], [pod("p", "a")])
+
+    # THEN
+    assert told[0].why == "the node is not ready"
+
+
+# --- refusals ---------------------------------------------------------------------------------
+
+
+def test_a_missing_right_is_named():
+    # GIVEN the words of the API server
+    words = (
+        'daemonsets.apps "podscope-agent" is forbidden: User "jo" cannot patch resource '
+        '"daemonsets" in API group "apps" in the namespace "podscope"'
+    )
+
+    # WHEN
+    line = _permission(words)
+
+    # THEN
+    told = "no permission: 'patch' on 'daemonsets.apps' in namespace 'podscope' is missing"
+    assert line.startswith(told)
+
+
+def test_other_refusals_keep_the_words_of_the_api_server():
+    assert _permission("quota is used up") == "no permission: quota is used up"
