@@ -361,7 +361,8 @@ static __always_inline int h1_coding_byte(struct h1 *p, u8 c)
 		h1_coding_value(p);
 		return H1_MORE;
 	}
-	if (c == ' ' || c == '\t' || c == '\r') { /* a bare CR reads as a space (RFC 9112 2.2) */
+	/* a bare CR reads as a space (RFC 9112 2.2), and so does NUL (RFC 9110 5.5) */
+	if (c == ' ' || c == '\t' || c == '\r' || !c) {
 		if (p->index & 15)
 			p->index |= 16;
 		return H1_MORE;

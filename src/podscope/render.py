@@ -35,7 +35,8 @@ _BOLD = "\x1b[1m"
 _RED = "\x1b[31m"
 _DIM = "\x1b[2m"
 _PLAIN = "\x1b[0m"
-_GAP = "  "
+# Blanks between two columns.
+GAP = 2
 # DEC private modes: 1049 alternate screen, 25 cursor, 7 wrap of long lines.
 _ENTER = "\x1b[?1049h\x1b[?25l\x1b[?7l"
 _LEAVE = "\x1b[?7h\x1b[?25h\x1b[?1049l"
@@ -276,7 +277,7 @@ class Table:
     @property
     def width(self) -> int:
         """Characters of a line."""
-        return sum(self.widths) + len(_GAP) * (len(self.titles) - 1)
+        return sum(self.widths) + GAP * (len(self.titles) - 1)
 
     def without(self, title: str) -> Table:
         """The table without the column of this title, if it has one."""
@@ -316,10 +317,10 @@ def _padded(row: Sequence[str], widths: Sequence[int], right: Sequence[bool]) ->
 
 
 def _joined(cells: Iterable[str]) -> str:
-    return _GAP.join(cells).rstrip()
+    return (" " * GAP).join(cells).rstrip()
 
 
-def folded(parts: Iterable[str], width: int | None, gap: str = _GAP) -> list[str]:
+def folded(parts: Iterable[str], width: int | None, gap: str = " " * GAP) -> list[str]:
     """The parts in as many lines of ``width`` as they need, never cut; None: in one line."""
     lines: list[str] = []
     for part in parts:

@@ -10,9 +10,14 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+
+from podscope.identity.kubernetes_client import KubernetesError
+from podscope.identity.kubernetes_client import from_kubeconfig
+from podscope.identity.port_forward import PortForward
 
 IMAGE = os.environ.get("PODSCOPE_TEST_IMAGE", "debian:bookworm-slim")
 SPACE = "podscope-test"
@@ -219,6 +224,30 @@ def test_what_asks_not_to_be_watched_is_not(cluster):
     # THEN
     assert hidden == []
     assert sum(counts(watching.rows(), "k8s.pod.name").values()) == REQUESTS
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_port_of_a_pod_is_reached_through_the_api_server(cluster):
+    # GIVEN
+    server = from_kubeconfig(cluster.kubeconfig)
+    pod = running(cluster, "app=web")[0]
+
+    # WHEN many ask at once
+    def answer() -> bytes:
+        with PortForward(server, SPACE, pod, 8080) as forward:
+            forward.socket.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            return b"".join(iter(lambda: forward.socket.recv(4096), b""))
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: answer(), range(40)))
+
+    # THEN each gets its answer; a port or a pod that is not there says so
+    assert all(one.endswith(b"hello") for one in answers)
+    with PortForward(server, SPACE, pod, 1) as forward:
+        assert forward.socket.recv(1) == b""
+        assert "refused" in forward.error
+    with pytest.raises(KubernetesError, match="there is no such pod"):
+        PortForward(server, SPACE, "nope", 8080)
 
 
 def annotate(cluster, path: str, value: str | None) -> None:

@@ -601,24 +601,33 @@ def _without(
     made: render.Table, dispensable: tuple[str, ...], width: int, least: int
 ) -> render.Table:
     """The table without as many of these columns as it takes to fit, but with its first one."""
+    floors = _floors(made, least)
+    over = made.width - sum(made.widths) + sum(floors) - width
+    room = dict(zip(made.titles[1:], floors[1:], strict=True))
     for title in dispensable:
-        if _cut(made, width, least).width <= width:
-            break
-        if title != made.titles[0]:
+        if over > 0 and title in room:
+            over -= room[title] + render.GAP
             made = made.without(title)
     return made
+
+
+def _floors(made: render.Table, least: int) -> list[int]:
+    """What each column can be cut to: names to ``least``, or their title, and numbers not."""
+    return [
+        width if right else min(width, max(least, len(title)))
+        for title, width, right in zip(made.titles, made.widths, made.right, strict=True)
+    ]
 
 
 def _cut(made: render.Table, width: int, least: int) -> render.Table:
     """The table with its longest names shortened, to no less than ``least``."""
     widths = made.widths
-    least_of = [max(least, len(title)) for title in made.titles]
+    floors = _floors(made, least)
     for _ in range(made.width - width):
-        places = [place for place, right in enumerate(made.right) if not right]
-        longer = [place for place in places if widths[place] > least_of[place]]
-        if not longer:
+        places = [place for place, floor in enumerate(floors) if widths[place] > floor]
+        if not places:
             break
-        widths[max(longer, key=lambda place: widths[place])] -= 1
+        widths[max(places, key=widths.__getitem__)] -= 1
     rows = [
         tuple(
             cell if right else render.shortened(cell, room)

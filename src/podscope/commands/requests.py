@@ -54,7 +54,6 @@ _COLUMNS = (
     ("TRACE", 32, 32, False),
 )
 _TITLES = tuple(title for title, _, _, _ in _COLUMNS)
-_GAP = "  "
 # Where the terminal is narrow, columns are left out in this order.
 _DISPENSABLE = (
     *("TRACE", "PEER", "FIRST BYTE", "IN", "OUT", "HOST", "SIDE", "TIME", "METHOD", "WORKLOAD"),
@@ -224,7 +223,7 @@ def layout(width: int) -> dict[str, int]:
 
 
 def _room(made: Mapping[str, int], width: int) -> int:
-    return width - sum(made.values()) - len(_GAP) * (len(made) - 1)
+    return width - sum(made.values()) - render.GAP * (len(made) - 1)
 
 
 def _rows(columns: Mapping[str, schema.Array]) -> Iterable[tuple[str, ...]]:
@@ -281,7 +280,7 @@ def _line(cells: tuple[str, ...], made: Mapping[str, int] | None) -> str:
         width = least if made is None else made[title]
         told = cell if made is None else _cut(cell, title, width)
         shown.append(render.padded(told, width, right=right))
-    return _GAP.join(shown).rstrip() + "\n"
+    return (" " * render.GAP).join(shown).rstrip() + "\n"
 
 
 def _cut(cell: str, title: str, width: int) -> str:
