@@ -3,7 +3,17 @@
 
 from __future__ import annotations
 
+import os
 import signal
+
+from hypothesis import settings
+
+# The same examples each time, so that a run says something of the change that it is for;
+# PODSCOPE_RANDOM=1 looks for new ones.
+settings.register_profile(
+    "steady", derandomize=os.environ.get("PODSCOPE_RANDOM") is None, database=None
+)
+settings.load_profile("steady")
 
 
 def pytest_configure() -> None:

@@ -15,7 +15,7 @@
 
 #define BLOCK      1024         /* a power of two */
 #define KEEP_MAX   (512 * 1024) /* bytes of one segment (BIG TCP) */
-#define RANGES_MAX 32
+#define RANGES_MAX 64
 
 struct block_key {
 	u64 id;    /* of the connection: its cookie, or early_id() */
@@ -139,12 +139,13 @@ static __always_inline u32 block_fill(struct __sk_buff *skb, struct block_key *k
 
 	key->block = seq / BLOCK;
 	block = bpf_map_lookup_elem(&blocks, key);
-	if (!block) {
+	/* a full LRU map may find nothing to give up while other CPUs are at it */
+	for (u32 i = 0; i < 3 && !block; i++) {
 		bpf_map_update_elem(&blocks, key, &no_block, BPF_NOEXIST);
 		block = bpf_map_lookup_elem(&blocks, key);
-		if (!block)
-			return 0;
 	}
+	if (!block)
+		return 0;
 	n = BLOCK - in;
 	if (n > len)
 		n = len;
