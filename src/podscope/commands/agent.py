@@ -15,6 +15,7 @@ from podscope import filters
 from podscope.commands.http import add_interval
 from podscope.commands.http import interval_ns
 from podscope.commands.lifetime import Lifetime
+from podscope.commands.up import add_listen
 from podscope.commands.up import pages
 from podscope.sinks import http_server
 from podscope.sinks import prometheus
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from podscope.batch import Batch
 
 HELP = "Watch this node of a Kubernetes cluster; 'podscope install' runs it on every node."
-LISTEN = "127.0.0.1:9435"
 # Reached through the API server alone, which asks for the user's rights.
 STREAM_HOST = "127.0.0.1"
 
@@ -46,12 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=os.environ.get("NODE_NAME", ""),
         help="this node's name (default: NODE_NAME, else the host's name)",
     )
-    parser.add_argument(
-        "--listen",
-        metavar="ADDRESS",
-        default=LISTEN,
-        help=f"where /metrics, /healthz and /readyz are (default: {LISTEN})",
-    )
+    add_listen(parser)
     add_interval(parser)
 
 

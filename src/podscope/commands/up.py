@@ -38,13 +38,18 @@ FEWER = "'podscope http' with --port, --workload or --by shows fewer"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
+    add_listen(parser)
+    add_interval(parser)
+
+
+def add_listen(parser: argparse.ArgumentParser) -> None:
+    """Declare --listen."""
     parser.add_argument(
         "--listen",
         metavar="ADDRESS",
         default=LISTEN,
         help=f"where /metrics, /healthz and /readyz are (default: {LISTEN})",
     )
-    add_interval(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -49,12 +49,7 @@ class HostIdentities:
         Returns:
             For each row the position of its identity, shape (n,), and the identities.
         """
-        index = np.zeros(len(pids), np.uint32)
-        places: dict[tuple[int, int, int], int] = {}
-        keys = zip(cgroup_ids.tolist(), pids.tolist(), owners.tolist(), strict=True)
-        for row, key in enumerate(keys):
-            index[row] = places.setdefault(key, len(places))
-        return index, tuple(self.identity(*key) for key in places)
+        return each_once(self.identity, cgroup_ids, pids, owners)
 
     def identity(self, cgroup_id: int, pid: int, owner: int) -> Identity:
         """Whose one socket is."""
@@ -100,6 +95,25 @@ class HostIdentities:
                 except OSError:
                     continue
         return self._paths.setdefault(cgroup_id, "")
+
+
+def each_once(
+    identity: Callable[[int, int, int], Identity],
+    cgroup_ids: npt.NDArray[np.uint64],
+    pids: npt.NDArray[np.uint32],
+    owners: npt.NDArray[np.uint32],
+) -> tuple[npt.NDArray[np.uint32], tuple[Identity, ...]]:
+    """Asks for the identity of each distinct socket owner of rows once.
+
+    Returns:
+        For each row the position of its identity, shape (n,), and the identities.
+    """
+    index = np.zeros(len(pids), np.uint32)
+    places: dict[tuple[int, int, int], int] = {}
+    keys = zip(cgroup_ids.tolist(), pids.tolist(), owners.tolist(), strict=True)
+    for row, key in enumerate(keys):
+        index[row] = places.setdefault(key, len(places))
+    return index, tuple(identity(*key) for key in places)
 
 
 def _sees_processes() -> bool:

@@ -15,6 +15,7 @@ from podscope.batch import Identity
 from podscope.batch import Service
 from podscope.identity.cgroup_layouts import ContainerPath
 from podscope.identity.cgroup_layouts import container_of
+from podscope.identity.host import each_once
 from podscope.identity.kubernetes import Cluster
 from podscope.identity.kubernetes_objects import Pod
 
@@ -71,12 +72,7 @@ class PodIdentities:
         Returns:
             For each row the position of its identity, shape (n,), and the identities.
         """
-        index = np.zeros(len(pids), np.uint32)
-        places: dict[tuple[int, int, int], int] = {}
-        keys = zip(cgroup_ids.tolist(), pids.tolist(), owners.tolist(), strict=True)
-        for row, key in enumerate(keys):
-            index[row] = places.setdefault(key, len(places))
-        return index, tuple(self.identity(*key) for key in places)
+        return each_once(self.identity, cgroup_ids, pids, owners)
 
     def identity(self, cgroup_id: int, pid: int, owner: int) -> Identity:
         """Whose one socket is.
