@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from typing import Self
 
 import pytest
 
@@ -135,7 +136,7 @@ def ask(cluster, name: str) -> None:
 
 
 class Watching:
-    """``podscope http`` in the background; ``rows`` ends it."""
+    """``podscope http`` in the background; ``rows``, or the end of the block, ends it."""
 
     def __init__(self, cluster, *arguments: str) -> None:
         command = [sys.executable, "-m", "podscope", "http", *arguments, "-o", "json"]
@@ -145,6 +146,13 @@ class Watching:
             stderr=subprocess.PIPE,
             text=True,
         )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate(timeout=30)
 
     def rows(self) -> list[Row]:
         self._process.terminate()

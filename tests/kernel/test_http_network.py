@@ -410,10 +410,6 @@ def test_resets_on_a_bad_wire_are_counted_once(
 
 @pytest.mark.xfail(
     strict=True,
-    reason="a known limit: the hook runs before the kernel checks TCP's sum in software",
-)
-@pytest.mark.xfail(
-    strict=True,
     reason="a limit: the hook is before TCP's checksum, so a damaged segment is taken as it came",
 )
 def test_damaged_segments_are_not_parsed(watch: Observer) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -51,12 +52,22 @@ def server() -> Iterator[int]:
                 except OSError:
                     return
                 with end:
-                    end.recv(4096)
+                    _read_head(end)
                     end.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
 
         thread = threading.Thread(target=answer, daemon=True)
         thread.start()
         yield port_of(listener)
+
+
+def _read_head(end: socket.socket) -> None:
+    """All of it: bash sends each line alone, and a server that goes before ends it (SIGPIPE)."""
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        piece = end.recv(4096)
+        if not piece:
+            return
+        head += piece
 
 
 def run(program: str, port: int, then: str = ":") -> int:
