@@ -38,7 +38,7 @@ static __always_inline u8 peer_class_v4(u32 address)
 	if (a >> 24 == 127)
 		return HTTP_PEER_LOOPBACK;
 	if (a >> 24 == 10 || a >> 20 == 0xac1 || a >> 16 == 0xc0a8 || a >> 22 == 0x6440 >> 6 ||
-	    a >> 16 == 0xa9fe)
+	    a >> 16 == 0xa9fe || a >> 17 == 0xc612 >> 1)
 		return HTTP_PEER_PRIVATE;
 	return HTTP_PEER_PUBLIC;
 }

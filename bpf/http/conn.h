@@ -259,9 +259,18 @@ static __always_inline void desk_leave(struct desk *desk)
 /* Settings that may change while the programs run. */
 enum log_flag {
 	LOG_ON = 1,
-	LOG_ALL = 2,    /* every exchange that passes the filters, or 1 in log_one_in */
-	LOG_ERRORS = 4, /* those that failed */
-	LOG_SLOW = 8,   /* those that took log_slower_ns or more */
+	LOG_ALL = 2,     /* every exchange that passes the filters, or 1 in log_one_in */
+	LOG_ERRORS = 4,  /* those that failed */
+	LOG_SLOW = 8,    /* those that took log_slower_ns or more */
+	LOG_EXCEPT = 16, /* not those of the cgroups in log_except */
+};
+
+/* Whether a series has the address of its peer. */
+enum peers_kept {
+	PEERS_NONE = 0,
+	PEERS_ALL = 1,
+	PEERS_KNOWN =
+		2, /* those that user space knows, and some private ones that it may learn of */
 };
 
 u32 log_flags;
@@ -270,13 +279,15 @@ u64 log_slower_ns;
 u32 epoch;           /* changes when a series or a route is taken away */
 u32 interval_parity; /* which of max_ns[2] is written */
 u32 series_created;
+u32 peers_new;  /* addresses in `peers` that user space did not name */
 u64 lost[16];   /* by enum http_lost */
 u64 overflowed; /* exchanges under _OTHER */
 
 /* Settings fixed at load. */
 const volatile u8 with_routes = 1;
-const volatile u8 with_peers = 0;
-const volatile u32 stripes = 1; /* copies of each counter: a power of two */
+const volatile u8 with_peers = PEERS_NONE;
+const volatile u32 peers_most = 1000; /* addresses at once that user space did not name */
+const volatile u32 stripes = 1;       /* copies of each counter: a power of two */
 const volatile u32 routes_per_workload = 200;
 
 static __always_inline void lose(u32 reason, u32 n)

@@ -99,17 +99,20 @@ static __noinline u32 exchange_find_slot(struct conn *conn, u16 status, u8 error
 		.error = error,
 		.peer_class = conn->peer_class,
 	};
-	u32 slot;
+	/* before the look-ups: what they find may be taken away meanwhile */
+	u32 slot, now_epoch = *(volatile u32 *)&epoch;
 
-	if (with_peers)
+	u32 kept = peer_kept(conn);
+
+	if (kept == PEER_KEPT)
 		__builtin_memcpy(key.peer, conn->peer, sizeof(key.peer));
 	if (bpf_map_lookup_elem(&ignored, &key.cgroup_id))
 		slot = SLOT_IGNORED;
 	else
 		slot = series_slot(&key);
-	/* an exchange under _OTHER looks again: a slot may be free by then */
-	conn->cached_slot = slot > 2 ? slot : 0;
-	conn->cached_epoch = epoch;
+	/* an exchange under _OTHER, or without its peer, looks again: there may be room by then */
+	conn->cached_slot = slot > 2 && kept != PEER_NO_ROOM ? slot : 0;
+	conn->cached_epoch = now_epoch;
 	conn->cached_route = e->route;
 	conn->cached_status = status;
 	conn->cached_method = e->method;

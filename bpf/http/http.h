@@ -42,7 +42,7 @@ enum http_error {
 
 enum http_peer {
 	HTTP_PEER_LOOPBACK = 1,
-	HTTP_PEER_PRIVATE, /* RFC 1918, RFC 6598, RFC 4193, link-local */
+	HTTP_PEER_PRIVATE, /* RFC 1918, RFC 6598, RFC 2544, RFC 4193, link-local */
 	HTTP_PEER_PUBLIC,
 };
 
@@ -59,6 +59,7 @@ enum http_lost {
 	HTTP_LOST_HOLE,         /* bytes that never came, or that could not be kept */
 	HTTP_LOST_NO_MEMORY,    /* connections without state */
 	HTTP_LOST_UNREQUESTED,  /* answers to no request */
+	HTTP_LOST_PEERS_FULL,   /* exchanges counted without their peer: too many addresses */
 	HTTP_LOST_MAX,
 };
 

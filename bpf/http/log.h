@@ -26,6 +26,15 @@ struct {
 	__uint(max_entries, 4 << 20);
 } request_ring SEC(".maps");
 
+/* Whose exchanges are not logged; those of cgroups that user space does not know yet are. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 16384);
+	__type(key, u64);
+	__type(value, u8);
+} log_except SEC(".maps");
+
 u32 log_sides;        /* bits by enum http_side; 0: all */
 u32 log_sampled[4];   /* requests seen by side, to take one in log_one_in of each */
 u32 log_status_first; /* 0 and 0: all */
@@ -146,6 +155,8 @@ static __always_inline bool log_wants(struct conn *conn)
 	if (log_sides && !(log_sides & (1 << (conn->side & 3))))
 		return false;
 	if (log_port_last && (port < log_port_first || port > log_port_last))
+		return false;
+	if ((log_flags & LOG_EXCEPT) && bpf_map_lookup_elem(&log_except, &conn->cgroup_id))
 		return false;
 	if (log_one_in > 1) {
 #ifdef PODSCOPE_NO_ATOMICS

@@ -95,6 +95,50 @@ struct {
 
 #define SLOT_IGNORED 0xffffffffu
 
+/* Addresses that series tell apart, where they do not tell all: 1: named by user space. */
+struct address {
+	u8 bytes[16];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, struct address);
+	__type(value, u8);
+} peers SEC(".maps");
+
+enum peer_kept {
+	PEER_CLASS_ONLY = 0,
+	PEER_KEPT = 1,
+	PEER_NO_ROOM = 2,
+};
+
+/*
+ * Is the peer's address a part of the key? One that user space does not know may be a new pod's,
+ * if it is private; there are only so many of them.
+ */
+static __always_inline u32 peer_kept(struct conn *conn)
+{
+	struct address address;
+	u8 fresh = 0;
+
+	if (with_peers != PEERS_KNOWN)
+		return with_peers == PEERS_ALL ? PEER_KEPT : PEER_CLASS_ONLY;
+	__builtin_memcpy(&address, conn->peer, sizeof(address));
+	if (bpf_map_lookup_elem(&peers, &address))
+		return PEER_KEPT;
+	if (conn->peer_class != HTTP_PEER_PRIVATE)
+		return PEER_CLASS_ONLY;
+	if (*(volatile u32 *)&peers_new >= peers_most) {
+		lose(HTTP_LOST_PEERS_FULL, 1);
+		return PEER_NO_ROOM;
+	}
+	if (!bpf_map_update_elem(&peers, &address, &fresh, BPF_NOEXIST))
+		__sync_fetch_and_add(&peers_new, 1);
+	return PEER_KEPT;
+}
+
 /* Slots 1 and 2 hold what found no free slot: server side, client side. */
 static __always_inline u32 series_overflow(u8 side)
 {

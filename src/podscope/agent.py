@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 from collections.abc import Iterable
 from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Self
 
@@ -22,17 +22,17 @@ from podscope.identity.kubernetes import Cluster
 from podscope.identity.kubernetes import Jobs
 from podscope.identity.kubernetes import follow
 from podscope.identity.kubernetes_client import ApiServer
+from podscope.identity.kubernetes_objects import Pod
+from podscope.identity.peers import Peers
 from podscope.identity.pods import PodIdentities
 from podscope.kernel.probes import find_cgroup2
 from podscope.pipeline import Watch
+from podscope.scope import Has
 from podscope.sources.cgroups import CgroupSource
 from podscope.sources.http import HttpOptions
 from podscope.sources.http import HttpSource
+from podscope.streams import Streams
 
-# Batches that a listener may be behind before it loses some.
-QUEUE = 30
-# A listener hears this often at least.
-SILENCE_SECONDS = 10.0
 # Rows of a pod that the API server has not told of wait so long for its name.
 NAME_SECONDS = 30.0
 
@@ -61,6 +61,7 @@ class NodeIdentities:
         self._pods = PodIdentities(
             self._paths, self._cluster, node, source.executable, host.identity
         )
+        self._peers = Peers(self._cluster, node)
 
     def resolve(
         self,
@@ -79,7 +80,32 @@ class NodeIdentities:
     def watched(self, batch: Batch) -> Batch:
         """The batch without what is not to be watched: a new pod may have spoken already."""
         asked = [not self._pods.ignores(identity) for identity in batch.identities]
-        return _rows(batch, np.array([*asked, True])[batch.identity])
+        return batch.where(np.array([*asked, True])[batch.identity])
+
+    def with_peers(self, batch: Batch) -> Batch:
+        """The batch with who is at the other end of each row."""
+        return self._peers.told(batch)
+
+    def new_peers(self, batch: Batch) -> npt.NDArray[np.bool_]:
+        """Which rows' peers nobody knows, but the cluster may tell of soon; shape (n,)."""
+        return self._peers.awaited(batch)
+
+    @property
+    def addresses_version(self) -> int:
+        """Another number when ``peer_addresses`` may have changed."""
+        return self._cluster.addresses_version
+
+    def peer_addresses(self) -> frozenset[bytes]:
+        """Every address that has a name."""
+        return self._cluster.addresses()
+
+    def outside(self, scopes: Sequence[Has]) -> frozenset[int]:
+        """Cgroups that are in none of some scopes, for sure."""
+        return self._pods.outside(lambda one, pod: any(has(one, pod) for has in scopes))
+
+    def pod(self, uid: str) -> Pod | None:
+        """A pod by its uid."""
+        return self._cluster.pod(uid)
 
     def wait(self, seconds: float) -> bool:
         """Whether the cluster's objects were known before the time was over."""
@@ -95,7 +121,7 @@ class NodeIdentities:
         """What is wrong with each list of objects now; empty where nothing is."""
         return {
             name: getattr(self._followers, name).state.last_error
-            for name in ("pods", "services", "slices", "namespaces", "nodes")
+            for name in ("pods", "services", "slices", "namespaces", "nodes", "peer_pods")
         }
 
     def close(self) -> None:
@@ -106,36 +132,48 @@ class NodeIdentities:
 
 
 class Named:
-    """Batches whose rows have names: those of pods not told of yet wait for the next batch.
+    """Batches whose rows have names: those of pods not told of yet wait for a later batch.
 
     A row is never given a wrong name; after NAME_SECONDS it goes on with the pod's uid alone.
     """
 
     def __init__(self, identities: NodeIdentities) -> None:
         self._identities = identities
-        self._held: list[Batch] = []
+        self._held: dict[str, list[Batch]] = {}
 
     def follow(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The same rows, in other batches."""
         for batch in batches:
-            yield self._with_held(batch)
+            whole = wire.together([*self._ready(batch.kind, batch.time_ns), *self._split(batch)])
+            lost, interval = batch.lost, batch.interval
+            yield replace(whole, time_ns=batch.time_ns, interval=interval, lost=lost)
+            # Requests come when there are some: those that wait are looked at each interval too.
+            if batch.kind == "http" and (ready := self._ready("request", batch.time_ns)):
+                yield wire.together(ready)
 
-    def _with_held(self, batch: Batch) -> Batch:
-        due = batch.time_ns - round(NAME_SECONDS * 1e9)
-        ready, waiting = [], []
-        for held in [*map(self._named, self._held), batch]:
+    def _ready(self, kind: str, now_ns: int) -> list[Batch]:
+        """Rows that waited, and need no more."""
+        due = now_ns - round(NAME_SECONDS * 1e9)
+        ready: list[Batch] = []
+        for held in self._held.pop(kind, ()):
+            named = self._named(held)
             if held.time_ns < due:
-                ready.append(held)
-                continue
-            nameless = np.array([_waits(one) for one in held.identities] + [False])[held.identity]
-            ready.append(_rows(held, ~nameless))
-            waiting.append(_rows(held, nameless))
-        self._held = [held for held in waiting if len(held)]
-        whole = wire.together(ready)
-        return replace(whole, time_ns=batch.time_ns, interval=batch.interval, lost=batch.lost)
+                ready.append(named)
+            else:
+                ready += self._split(named)
+        return [batch for batch in ready if len(batch)]
+
+    def _split(self, batch: Batch) -> list[Batch]:
+        """The rows that have names; the others wait."""
+        nameless = np.array([_waits(one) for one in batch.identities] + [False])[batch.identity]
+        nameless |= self._identities.new_peers(batch)
+        if not nameless.any():
+            return [batch]
+        self._held.setdefault(batch.kind, []).append(batch.where(nameless))
+        return [batch.where(~nameless)]
 
     def _named(self, held: Batch) -> Batch:
-        keys = held.rows["key"]
+        keys = held.keys
         index, identities = self._identities.resolve(keys["cgroup_id"], keys["pid"], keys["owner"])
         return replace(held, identity=index, identities=identities)
 
@@ -144,84 +182,79 @@ def _waits(identity: Identity) -> bool:
     return (bool(identity.pod_uid) and not identity.pod) or identity.kind == "unknown"
 
 
-def _rows(batch: Batch, mask: npt.NDArray[np.bool_]) -> Batch:
-    return replace(batch, rows=batch.rows[mask], identity=batch.identity[mask])
-
-
-class Streams:
-    """Sends batches to all who listen, each at its own pace."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._listeners: set[queue.Queue[Batch]] = set()
-
-    def publish(self, batch: Batch) -> None:
-        """Gives a batch to everyone; who is too far behind loses it, and is told by the reason."""
-        with self._lock:
-            listeners = list(self._listeners)
-        for one in listeners:
-            try:
-                one.put_nowait(batch)
-            except queue.Full:
-                self._skip(one, batch)
-
-    def _skip(self, listener: queue.Queue[Batch], batch: Batch) -> None:
-        """Makes room by dropping the oldest, whose exchanges count as lost."""
-        try:
-            oldest = listener.get_nowait()
-        except queue.Empty:
-            return
-        lost = {"slow_reader": int(oldest.rows["count"].sum())}
-        for reason, count in (*oldest.lost.items(), *batch.lost.items()):
-            lost[reason] = lost.get(reason, 0) + count
-        listener.put_nowait(replace(batch, lost=lost))
-
-    def listen(self) -> Iterator[bytes]:
-        """Frames of the batches that are published from now on."""
-        mine: queue.Queue[Batch] = queue.Queue(QUEUE)
-        with self._lock:
-            self._listeners.add(mine)
-        try:
-            while True:
-                yield wire.packed(mine.get())
-        finally:
-            with self._lock:
-                self._listeners.discard(mine)
-
-
 class Agent:
     """A watch of this node, with names. Use it in a ``with``, and iterate over it.
 
     Args:
         server: the API server.
         node: this node's name.
-        interval: seconds between two batches.
+        streams: who listens; gets every batch.
+        interval: seconds between two batches of kind ``http``.
 
     Raises:
         PodscopeError: no rights, or a host that cannot run the programs.
     """
 
-    def __init__(self, server: ApiServer, node: str, interval: float = 1.0) -> None:
-        source = HttpSource(HttpOptions(peers=False))
+    def __init__(
+        self, server: ApiServer, node: str, streams: Streams, interval: float = 1.0
+    ) -> None:
+        source = HttpSource(HttpOptions(known_peers=True, log_later=True))
         try:
             self.identities = NodeIdentities(server, node, source)
         except BaseException:
             source.close()
             raise
         self._source = source
-        self._watch = Watch(source, ("http",), interval, self.identities)
+        self._watch = Watch(source, ("http", "request"), interval, self.identities)
+        self._streams = streams
+        self._log_lock = threading.Lock()
+        self._addresses_version = -1
         self.lost = self._watch.lost
         self.cost = self._watch.cost
         self.stop = self._watch.stop
 
     def __enter__(self) -> Self:
+        self._streams.find_pod = self.identities.pod
+        self._streams.on_change = self._log_changed
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._streams.on_change = lambda: None
+        self._streams.close()
         self._watch.close()
         self.identities.close()
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in Named(self.identities).follow(self._watch):
-            self._source.ignore(self.identities.ignored())
-            yield self.identities.watched(batch)
+            if batch.kind == "http":
+                self._source.ignore(self.identities.ignored())
+                self._know_peers()
+                self._narrow_log()
+            told = self.identities.with_peers(self.identities.watched(batch))
+            self._streams.publish(told, self._no_requests(told))
+            yield told
+
+    def _know_peers(self) -> None:
+        """Tells the kernel of addresses that have names, where that has changed."""
+        version = self.identities.addresses_version
+        if version != self._addresses_version:
+            self._source.know_peers(self.identities.peer_addresses())
+            self._addresses_version = version
+
+    def _no_requests(self, batch: Batch) -> Batch:
+        rows = np.zeros(0, self._source.request_dtype)
+        nobody = np.zeros(0, np.uint32)
+        return Batch("request", rows, nobody, (), batch.time_ns, 0.0, lost=batch.lost)
+
+    def _log_changed(self) -> None:
+        """Somebody came or went: at once all that is asked for, of every pod."""
+        with self._log_lock:
+            log, _ = self._streams.wanted_log()
+            self._source.set_log(log)
+
+    def _narrow_log(self) -> None:
+        """Leaves out pods that nobody asked for; those of which nothing is known stay in."""
+        with self._log_lock:
+            log, scopes = self._streams.wanted_log()
+            but = frozenset() if log is None else self.identities.outside(scopes)
+            self._source.set_log(log, but)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from dataclasses import field
+from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING
 from typing import Any
@@ -41,6 +42,7 @@ class Identity:
     the pod's owner: ``deployment``, ``statefulset``, ``daemonset``, ``replicaset``, ``job``,
     ``cronjob``, or ``pod`` where it has none. ``name`` is what people call it: the owner's name,
     the first 12 digits of the container's id, the unit's name, or the executable's base name.
+    Who is at the other end may also be of kind ``service``, ``node`` or ``external``.
     Empty strings and zero: not known, or does not apply.
     """
 
@@ -72,6 +74,8 @@ class Batch:
         clock_offset_ns: add it to a row's ``CLOCK_MONOTONIC`` times to get Unix time.
         routes: text of each route hash in the rows.
         lost: what could not be counted in the interval, by reason.
+        peers: index into ``identities`` of who is at the other end, shape (n,), dtype i4; -1: not
+            known. None: nobody has looked.
     """
 
     kind: str
@@ -83,9 +87,25 @@ class Batch:
     clock_offset_ns: int = 0
     routes: dict[int, str] = field(default_factory=dict)
     lost: dict[str, int] = field(default_factory=dict)
+    peers: npt.NDArray[np.int32] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def keys(self) -> npt.NDArray[np.void]:
+        """The members that say whose each row is: ``cgroup_id``, ``pid``, ``owner``, ``peer``."""
+        return self.rows["key"] if "key" in (self.rows.dtype.names or ()) else self.rows
+
+    def exchanges(self) -> int:
+        """How many exchanges its rows stand for."""
+        names = self.rows.dtype.names or ()
+        return int(self.rows["count"].sum()) if "count" in names else len(self)
+
+    def where(self, keep: npt.NDArray[np.bool_] | npt.NDArray[np.intp]) -> Batch:
+        """The rows for which ``keep``, shape (n,), holds, or those at these positions."""
+        peers = None if self.peers is None else self.peers[keep]
+        return replace(self, rows=self.rows[keep], identity=self.identity[keep], peers=peers)
 
     def to_pandas(self) -> pandas.DataFrame:
         """One line a row, columns named and typed as in the JSON output. Needs pandas.

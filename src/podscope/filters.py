@@ -6,7 +6,6 @@ from __future__ import annotations
 import fnmatch
 import re
 from dataclasses import dataclass
-from dataclasses import replace
 from typing import TYPE_CHECKING
 from typing import Any
 
@@ -204,7 +203,7 @@ class Filter:
         keep = self.mask(batch)
         if keep.all():
             return batch
-        return replace(batch, rows=batch.rows[keep], identity=batch.identity[keep])
+        return batch.where(keep)
 
     def mask(self, batch: Batch) -> npt.NDArray[np.bool_]:
         """Which rows pass, shape (n,)."""

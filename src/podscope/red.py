@@ -14,11 +14,13 @@ import numpy.typing as npt
 from podscope.batch import Identity
 from podscope.schema import DIMENSIONS
 from podscope.schema import IMPLIED
+from podscope.schema import NAMELESS
 from podscope.schema import OF_IDENTITY
 from podscope.schema import SERVER
 from podscope.schema import Array
 from podscope.schema import View
 from podscope.schema import error_mask
+from podscope.schema import peers_of
 
 if TYPE_CHECKING:
     from podscope.batch import Batch
@@ -132,12 +134,14 @@ def group(batch: Batch, by: Sequence[str], *, buckets: bool = True) -> Groups:
         One group for each distinct key; none for an empty batch.
     """
     rows, index = batch.rows, batch.identity.astype(np.int64)
-    identities, whose = batch.identities, dict.fromkeys(OF_IDENTITY, index)
+    identities, whose = batch.identities, dict.fromkeys(OF_IDENTITY, index) | peers_of(batch)
     if "service" in by:
         place, identities, service = _services(batch)
         rows = rows[place]
-        whose = dict.fromkeys(OF_IDENTITY, index[place]) | {"service": service}
+        whose = {name: places[place] for name, places in whose.items()} | {"service": service}
     keys = rows["key"]
+    if "peer" in by and "address" not in by:
+        keys = _without_named_addresses(keys, identities, whose["peer"])
     single = Groups(
         by=_checked(by),
         keys=keys,
@@ -152,6 +156,18 @@ def group(batch: Batch, by: Sequence[str], *, buckets: bool = True) -> Groups:
         **{name: rows[name] for name in _SUMS},
     )
     return _add_up(single)
+
+
+def _without_named_addresses(
+    keys: Array, identities: tuple[Identity, ...], peers: npt.NDArray[np.int64]
+) -> Array:
+    """Keys in which an address stands only where there is no better name for the peer."""
+    named = np.array([one.kind not in NAMELESS for one in identities] + [False])[peers]
+    if not named.any():
+        return keys
+    found = keys.copy()
+    found["peer"][named] = 0
+    return found
 
 
 def _services(
@@ -271,7 +287,7 @@ def _key_columns(one: Groups, owners: list[Array]) -> list[Array]:
         columns.append(keys["pid"])
     if "route" in one.by:
         columns.append(keys["route"])
-    if "peer" in one.by:
+    if "peer" in one.by or "address" in one.by:
         halves = np.ascontiguousarray(keys["peer"]).view(np.uint64)
         columns += [halves[:, 0], halves[:, 1], keys["peer_class"]]
     return columns
@@ -283,7 +299,7 @@ def _reduced(one: Groups, order: Array, starts: Array, executables: Array | None
     keys = np.zeros(len(first), dtype=one.keys.dtype)
     kept = [member for name, members in _PACKED if name in one.by for member, _ in members]
     kept += ["pid"] * ("pid" in one.by) + ["route"] * ("route" in one.by)
-    kept += ["peer", "peer_class"] * ("peer" in one.by)
+    kept += ["peer", "peer_class"] * ("peer" in one.by or "address" in one.by)
     for member in kept:
         keys[member] = one.keys[member][first]
     nobody = np.full(len(first), -1, dtype=np.int64)
@@ -429,7 +445,7 @@ def rows_view(batch: Batch) -> View:
         values=values
         | {"answered": _answered(rows)}
         | _quantile_values(rows["buckets"], rows["max_ns"]),
-        whose=dict.fromkeys(OF_IDENTITY, index),
+        whose=dict.fromkeys(OF_IDENTITY, index) | peers_of(batch),
         identities=batch.identities,
         routes=batch.routes,
         time=np.full(len(rows), batch.time_ns, dtype=np.int64),

@@ -9,10 +9,13 @@ import time
 from collections.abc import Iterator
 from collections.abc import Mapping
 from dataclasses import dataclass
+from dataclasses import field
 from dataclasses import replace
 from typing import Self
+from urllib.parse import urlencode
 
 import msgspec
+import numpy as np
 
 from podscope import wire
 from podscope.batch import Batch
@@ -23,6 +26,8 @@ from podscope.identity.kubernetes_client import KubernetesError
 from podscope.identity.kubernetes_objects import Page
 from podscope.identity.kubernetes_objects import Pod
 from podscope.identity.port_forward import PortForward
+from podscope.scope import Scope
+from podscope.sources.http import RequestLog
 
 NAMESPACE = "podscope"
 SELECTOR = "app.kubernetes.io/name=podscope,app.kubernetes.io/component=agent"
@@ -34,6 +39,7 @@ SILENCE_SECONDS = 30.0
 AGAIN_SECONDS = 2.0
 ANSWERED = "answered"
 POLL_SECONDS = 0.02
+_SAID_BYTES = 500
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,28 @@ class Agent:
 
     node: str
     pod: str
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which rows are asked for.
+
+    Attributes:
+        kind: of the batches.
+        scope: whose.
+        log: which requests, of batches of kind ``request``.
+    """
+
+    kind: str = "http"
+    scope: Scope = field(default_factory=Scope)
+    log: RequestLog | None = None
+
+    @property
+    def path(self) -> str:
+        """Where an agent has them."""
+        asked = {"scope": self.scope} | ({"log": self.log} if self.log is not None else {})
+        told = {name: msgspec.json.encode(one).decode() for name, one in asked.items()}
+        return f"{STREAM_PATH}{self.kind}?{urlencode(told)}"
 
 
 def find_agents(server: ApiServer, namespace: str = NAMESPACE) -> tuple[Agent, ...]:
@@ -80,21 +108,21 @@ class Nodes:
     Args:
         server: the API server, with the user's rights.
         interval: seconds between two batches.
+        wanted: which rows.
         namespace: where the agents are.
-        kind: of the batches.
     """
 
     def __init__(
         self,
         server: ApiServer,
         interval: float,
+        wanted: Wanted,
         namespace: str = NAMESPACE,
-        kind: str = "http",
     ) -> None:
         self._server = server
         self._interval = interval
         self._namespace = namespace
-        self._kind = kind
+        self._path = wanted.path
         self._stopped = threading.Event()
         self._lock = threading.Lock()
         self._came: dict[str, list[Batch]] = {}
@@ -163,7 +191,7 @@ class Nodes:
                 if mine:
                     taken.append(_joined(mine))
         if taken:
-            yield wire.together(taken)
+            yield _in_order(wire.together(taken))
 
     def _follow(self, agent: Agent) -> None:
         """One agent, until the end; after a failure again."""
@@ -183,10 +211,11 @@ class Nodes:
             forward.socket.settimeout(SILENCE_SECONDS)
             connection = http.client.HTTPConnection("agent")
             connection.sock = forward.socket
-            connection.request("GET", STREAM_PATH + self._kind)
+            connection.request("GET", self._path)
             answer = connection.getresponse()
             if answer.status != http.client.OK:
-                raise PodscopeError(f"the agent answered {answer.status} {answer.reason}")
+                said = " ".join(answer.read(_SAID_BYTES).decode(errors="replace").split())
+                raise PodscopeError(f"the agent answered {answer.status}: {said}")
             for batch in wire.frames(answer.read):
                 self._take(agent.node, batch)
             if forward.error:
@@ -211,6 +240,13 @@ class Nodes:
         except PodscopeError:
             return agent
         return next((one for one in agents if one.node == agent.node), agent)
+
+
+def _in_order(batch: Batch) -> Batch:
+    """Requests of several nodes as they began."""
+    if "time_ns" not in (batch.rows.dtype.names or ()):
+        return batch
+    return batch.where(np.argsort(batch.rows["time_ns"], kind="stable"))
 
 
 def _joined(batches: list[Batch]) -> Batch:

@@ -67,14 +67,16 @@ DIMENSIONS = (
     "status",
     "version",
     "peer",
+    "address",
 )
 
 
 # All that says something else of each row. A pod may be behind several Services, so a row may
 # be in several groups by service: sums over them count it more than once.
-PLAIN = tuple(name for name in DIMENSIONS if name != "service")
-# Without what only a cluster has.
-ON_HOST = tuple(name for name in PLAIN if name not in ("namespace", "pod", "container", "node"))
+PLAIN = tuple(name for name in DIMENSIONS if name not in ("service", "address"))
+# Without what only a cluster has: there a peer is an address.
+_OF_CLUSTER = ("namespace", "pod", "container", "node", "peer")
+ON_HOST = (*(name for name in PLAIN if name not in _OF_CLUSTER), "address")
 # Kinds of owners of pods, as in ``Identity.kind``.
 OWNERS = ("deployment", "statefulset", "daemonset", "replicaset", "cronjob", "job")
 # Dimensions that are read from the identities, and when two identities are the same for them.
@@ -91,9 +93,19 @@ OF_IDENTITY: dict[str, Callable[[Identity], tuple[str, ...]]] = {
     "container": lambda one: (one.container, one.container_id if one.pod else ""),
     "node": lambda one: (one.node,),
     "executable": lambda one: (one.executable,),
+    # Of who is at the other end.
+    "peer": lambda one: (one.kind, one.name, one.namespace),
+    "address": lambda one: (one.kind, one.name, one.namespace, one.pod, one.pod_uid, one.node),
 }
 # What a group by a dimension also says of itself: all of it has the same.
-IMPLIED = {"service": ("namespace",), "pod": ("workload", "namespace", "node")}
+IMPLIED = {
+    "service": ("namespace",),
+    "pod": ("workload", "namespace", "node"),
+    # A peer without a name is told by its address.
+    "peer": ("address",),
+}
+# A peer of these kinds has no name of its own.
+NAMELESS = ("external", "unknown")
 
 
 def with_implied(by: Sequence[str]) -> set[str]:
@@ -574,9 +586,50 @@ _PROTOCOL = (
 )
 _PEER = (
     _attribute(
+        "service.peer.name",
+        "peer",
+        "peer",
+        _of("peer", lambda identity: identity.name),
+        "in a cluster, who is at the other end: the owner of the pod, the Service as the client "
+        "calls it, or the node",
+        label=False,
+    ),
+    _attribute(
+        "service.peer.namespace",
+        "peer",
+        "peer",
+        _of("peer", lambda identity: identity.namespace),
+        "its namespace",
+        label=False,
+    ),
+    _attribute(
+        "podscope.peer.kind",
+        "peer",
+        "peer",
+        _of("peer", lambda identity: identity.kind),
+        "service, node, external, or the kind of the pod's owner as in podscope.workload.kind",
+        label=False,
+    ),
+    _attribute(
+        "podscope.peer.pod.name",
+        "peer",
+        "peer pod",
+        _of("address", lambda identity: identity.pod),
+        "the pod at the other end",
+        label=False,
+    ),
+    _attribute(
+        "podscope.peer.node.name",
+        "peer",
+        "peer pod",
+        _of("address", lambda identity: identity.node),
+        "the node it is on",
+        label=False,
+    ),
+    _attribute(
         "network.peer.address",
         "peer",
-        "peer",
+        "address",
         _peer_address,
         "address of the other end",
         label=False,
@@ -584,9 +637,9 @@ _PEER = (
     _attribute(
         "podscope.peer",
         "peer_class",
-        "peer",
+        "address",
         _peer_class,
-        "loopback, private (RFC 1918, RFC 6598, RFC 4193, link-local) or public",
+        "loopback, private (RFC 1918, RFC 6598, RFC 2544, RFC 4193, link-local) or public",
         label=False,
     ),
 )
@@ -614,9 +667,10 @@ HTTP: tuple[Field, ...] = (
     _attribute(
         "server.address",
         "peer",
-        "peer",
+        "address",
         _server_address,
         "address of the server, on the client side",
+        label=False,
     ),
     *_PEER,
     _value("count", "count", ("int", "{request}"), _count("count"), "exchanges that ended"),
@@ -731,11 +785,13 @@ def told(fields: Sequence[Field], by: Sequence[str]) -> tuple[Field, ...]:
     """Those of ``fields`` that records grouped by some dimensions have.
 
     A group of workloads also says its executable and process where it has only one, and in a
-    cluster what kind of owner it is.
+    cluster what kind of owner it is, and which pods its peers are.
     """
     known = {"", *with_implied(by)}
     if {"workload", "namespace"} <= known:
         known.add("owner")
+    if {"peer", "address"} <= known:
+        known.add("peer pod")
     if "workload" in by:
         known |= {"executable", "pid"}
     return tuple(field for field in fields if field.dimension in known)
@@ -746,6 +802,13 @@ def read(fields: Sequence[Field], view: View, by: Sequence[str] = PLAIN) -> dict
     return {field.name: field.read(view) for field in told(fields, by)}
 
 
+def peers_of(batch: Batch) -> dict[str, npt.NDArray[np.int64]]:
+    """For a `View`: who is at the other end of each row."""
+    nobody = np.full(len(batch), -1, dtype=np.int64)
+    peers = nobody if batch.peers is None else batch.peers.astype(np.int64)
+    return {"peer": peers, "address": peers}
+
+
 def request_view(batch: Batch) -> View:
     """The records of a batch of kind ``request``, to read fields from."""
     index = batch.identity.astype(np.int64)
@@ -753,7 +816,7 @@ def request_view(batch: Batch) -> View:
     return View(
         records=batch.rows,
         values=batch.rows,
-        whose=dict.fromkeys(OF_IDENTITY, index),
+        whose=dict.fromkeys(OF_IDENTITY, index) | peers_of(batch),
         identities=batch.identities,
         routes=batch.routes,
         time=time,

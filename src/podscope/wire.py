@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from podscope.batch import Batch
 from podscope.batch import Identity
@@ -37,7 +38,12 @@ class WireError(PodscopeError):
 
 def packed(batch: Batch) -> bytes:
     """A batch as one frame; identities that no row points to are left out."""
-    used, index = np.unique(batch.identity, return_inverse=True)
+    nobody = np.full(len(batch), -1, np.int32)
+    both = np.stack([batch.identity, nobody if batch.peers is None else batch.peers])
+    used, index = np.unique(both, return_inverse=True)
+    # Without an entry for -1, which stays what it is.
+    nameless = int(len(used) and used[0] == -1)
+    index = index.reshape(both.shape) - nameless
     head = {
         "kind": batch.kind,
         "count": len(batch),
@@ -45,12 +51,13 @@ def packed(batch: Batch) -> bytes:
         "time_ns": batch.time_ns,
         "interval": batch.interval,
         "clock_offset_ns": batch.clock_offset_ns,
-        "identities": [dataclasses.asdict(batch.identities[place]) for place in used.tolist()],
+        "identities": [_told(batch.identities[place]) for place in used[nameless:].tolist()],
+        "peers": batch.peers is not None,
         "routes": [[number, text] for number, text in batch.routes.items()],
         "lost": {reason: count for reason, count in batch.lost.items() if count},
     }
     told = json.dumps(head, separators=(",", ":")).encode()
-    arrays = zlib.compress(batch.rows.tobytes() + index.astype("<u4").tobytes(), _LEVEL)
+    arrays = zlib.compress(batch.rows.tobytes() + index.astype("<i4").tobytes(), _LEVEL)
     return _LENGTHS.pack(len(told) + len(arrays), len(told)) + told + arrays
 
 
@@ -83,15 +90,16 @@ def unpacked(told: bytes, arrays: bytes) -> Batch:
         count = int(head["count"])
         raw = _decompressed(arrays)
         rows = np.frombuffer(raw, dtype, count)
-        index = np.frombuffer(raw, "<u4", count, rows.nbytes).astype(np.uint32)
+        index, peers = np.frombuffer(raw, "<i4", 2 * count, rows.nbytes).reshape(2, count)
         identities = tuple(_identity(one) for one in head["identities"])
-        if count and index.max() >= len(identities):
+        if count and not (index.min() >= 0 and max(index.max(), peers.max()) < len(identities)):
             raise ValueError("a row of nobody")
         return Batch(
             kind=str(head["kind"]),
             rows=rows,
-            identity=index,
+            identity=index.astype(np.uint32),
             identities=identities,
+            peers=peers.astype(np.int32) if head["peers"] else None,
             time_ns=int(head["time_ns"]),
             interval=float(head["interval"]),
             clock_offset_ns=int(head["clock_offset_ns"]),
@@ -110,11 +118,15 @@ def _decompressed(arrays: bytes) -> bytes:
     return raw
 
 
+def _told(identity: Identity) -> dict[str, Any]:
+    return {name: value for name, value in dataclasses.asdict(identity).items() if value}
+
+
 def _identity(told: dict[str, Any]) -> Identity:
     services = tuple(
-        Service(str(one["name"]), tuple(map(int, one["ports"]))) for one in told["services"]
+        Service(str(one["name"]), tuple(map(int, one["ports"]))) for one in told.get("services", ())
     )
-    return Identity(**{**told, "services": services})
+    return Identity(**{"kind": "", "name": "", **told, "services": services})
 
 
 def _with_tuples(descr: Any) -> Any:
@@ -140,13 +152,14 @@ def together(batches: Sequence[Batch]) -> Batch:
         raise WireError("agents of different versions: their rows cannot be added up")
     starts = np.cumsum([0, *(len(batch.identities) for batch in batches)])
     indexes = [batch.identity + start for batch, start in zip(batches, starts, strict=False)]
+    peers = [_shifted(batch, int(start)) for batch, start in zip(batches, starts, strict=False)]
     lost: dict[str, int] = {}
     for batch in batches:
         for reason, count in batch.lost.items():
             lost[reason] = lost.get(reason, 0) + count
     return Batch(
         kind=first.kind,
-        rows=np.concatenate([batch.rows for batch in batches]),
+        rows=np.concatenate([_on_one_clock(batch, first.clock_offset_ns) for batch in batches]),
         identity=np.concatenate(indexes).astype(np.uint32),
         identities=tuple(identity for batch in batches for identity in batch.identities),
         time_ns=max(batch.time_ns for batch in batches),
@@ -154,4 +167,22 @@ def together(batches: Sequence[Batch]) -> Batch:
         clock_offset_ns=first.clock_offset_ns,
         routes={number: text for batch in batches for number, text in batch.routes.items()},
         lost=lost,
+        peers=None if all(batch.peers is None for batch in batches) else np.concatenate(peers),
     )
+
+
+def _on_one_clock(batch: Batch, offset_ns: int) -> npt.NDArray[np.void]:
+    """Its rows, with times that this offset makes Unix times: each node has a clock of its own."""
+    apart = batch.clock_offset_ns - offset_ns
+    if not apart or "time_ns" not in (batch.rows.dtype.names or ()):
+        return batch.rows
+    rows = batch.rows.copy()
+    rows["time_ns"] = (rows["time_ns"].astype(np.int64) + apart).astype(np.uint64)
+    return rows
+
+
+def _shifted(batch: Batch, start: int) -> npt.NDArray[np.int32]:
+    """Who is at the other end, of identities that begin at ``start``."""
+    if batch.peers is None:
+        return np.full(len(batch), -1, np.int32)
+    return np.where(batch.peers < 0, -1, batch.peers + start).astype(np.int32)

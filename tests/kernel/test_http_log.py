@@ -3,15 +3,21 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 
 from conversations.messages import conversation
 from conversations.messages import exchange
+from conversations.model import Conversation
 from conversations.observed import Observer
 from conversations.peers import connect
 from conversations.peers import listening
 from conversations.peers import play
 from conversations.peers import port_of
+from podscope.sources.http import HttpOptions
+from podscope.sources.http import HttpSource
+from podscope.sources.http import RequestLog
 
 
 def test_records_hold_nothing_of_earlier_requests(watch: Observer) -> None:
@@ -70,3 +76,27 @@ def test_the_log_has_trace_ids(watch: Observer) -> None:
         sorted(found)
         == [nothing] * 4 + [("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331")] * 2
     )
+
+
+def test_a_log_leaves_out_the_cgroups_that_nobody_asked_for(own_cgroup: str) -> None:
+    # GIVEN a log that nobody has asked for yet
+    with HttpSource(HttpOptions(cgroup=own_cgroup, log_later=True)) as source:
+        own = os.stat(own_cgroup).st_ino
+        talk = conversation(exchange())
+        with listening() as listener:
+            # WHEN / THEN it is on, then leaves this cgroup out, and then another one
+            assert logged(source, listener, talk) == 0
+            source.set_log(RequestLog(all=True))
+            assert logged(source, listener, talk) == 2
+            source.set_log(RequestLog(all=True), but={own, 1})
+            assert logged(source, listener, talk) == 0
+            source.set_log(RequestLog(all=True), but={1})
+            assert logged(source, listener, talk) == 2
+            source.set_log(None)
+            assert logged(source, listener, talk) == 0
+
+
+def logged(source: HttpSource, listener: socket.socket, talk: Conversation) -> int:
+    play(connect(listener), talk)
+    time.sleep(0.05)
+    return len(source.read_requests())

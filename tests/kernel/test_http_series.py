@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -43,7 +45,7 @@ def source(own_cgroup: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[HttpSou
     monkeypatch.setattr(http, "IDLE_SECONDS", 0.5)
     monkeypatch.setattr(http, "GONE_SECONDS", 0.2)
     monkeypatch.setattr(http, "GRACE_SECONDS", 0.1)
-    monkeypatch.setattr(http, "ROUTES_SECONDS", 0.2)
+    monkeypatch.setattr(http, "CLEAN_SECONDS", 0.2)
     with HttpSource(HttpOptions(cgroup=own_cgroup, max_series=24)) as opened:
         yield opened
 
@@ -163,3 +165,105 @@ def test_a_cgroup_is_left_alone_as_long_as_it_is_ignored(
         assert counted(source) == {"/private": 6}
         pair.close()
     assert not any(source.lost().values())
+
+
+@pytest.fixture
+def known_peers(own_cgroup: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[HttpSource]:
+    monkeypatch.setattr(http, "CLEAN_SECONDS", 0.0)
+    with HttpSource(HttpOptions(cgroup=own_cgroup, known_peers=True)) as opened:
+        yield opened
+
+
+def key_of(address: str) -> bytes:
+    return b"\0" * 10 + b"\xff\xff" + socket.inet_aton(address)
+
+
+def peers_counted(source: HttpSource) -> dict[bytes, int]:
+    """Exchanges on the servers' side by the client's address."""
+    found: dict[bytes, int] = {}
+    for row in source.read():
+        if row["key"]["side"] == 1:
+            peer = bytes(row["key"]["peer"])
+            found[peer] = found.get(peer, 0) + int(row["count"])
+    return found
+
+
+def ask_from(address: str) -> None:
+    """One exchange over loopback, of a client with this address."""
+    with listening() as listener:
+        client = socket.create_connection(listener.getsockname(), source_address=(address, 0))
+        server, _ = listener.accept()
+        with client, server:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            server.recv(4096)
+            server.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
+            client.recv(4096)
+
+
+@contextmanager
+def addresses(*texts: str) -> Iterator[None]:
+    """Addresses that this host has for a while."""
+    try:
+        for text in texts:
+            subprocess.run(["ip", "address", "add", f"{text}/32", "dev", "lo"], check=True)
+        yield
+    finally:
+        for text in texts:
+            subprocess.run(["ip", "address", "del", f"{text}/32", "dev", "lo"], check=False)
+
+
+PUBLIC, NAMED, PRIVATE = "198.51.100.77", "198.51.100.78", "10.213.7.9"
+NOBODY = bytes(16)
+
+
+def test_addresses_are_told_apart_where_they_are_known_or_may_be_soon(
+    known_peers: HttpSource,
+) -> None:
+    # GIVEN an address that user space has named, and others
+    known_peers.know_peers({key_of(NAMED)})
+    with addresses(PUBLIC, NAMED, PRIVATE):
+        # WHEN
+        for address in (PUBLIC, NAMED, PRIVATE):
+            ask_from(address)
+
+        # THEN a public one that nobody named is kept by its class alone
+        found = peers_counted(known_peers)
+        assert found == {NOBODY: 1, key_of(NAMED): 1, key_of(PRIVATE): 1}
+
+        # AND a name that is taken back is kept no more
+        known_peers.know_peers(set())
+        ask_from(NAMED)
+        assert peers_counted(known_peers) == {NOBODY: 1}
+
+
+def test_addresses_that_nobody_names_have_a_limit(known_peers: HttpSource) -> None:
+    # GIVEN as many as there may be, but one
+    known_peers.variables["peers_new"][...] = 999
+    with addresses("10.213.7.1", "10.213.7.2"):
+        # WHEN
+        ask_from("10.213.7.1")
+        ask_from("10.213.7.2")
+
+        # THEN the next one is counted without, and that is said
+        lost = known_peers.lost()["peers_full"]
+        assert peers_counted(known_peers) == {NOBODY: 1, key_of("10.213.7.1"): 1}
+        assert lost == 1
+
+        # AND there is room again: reading it has counted them anew
+        ask_from("10.213.7.2")
+        assert peers_counted(known_peers) == {key_of("10.213.7.2"): 1}
+
+
+def test_an_address_that_gets_a_name_makes_room(known_peers: HttpSource) -> None:
+    # GIVEN
+    with addresses(PRIVATE):
+        ask_from(PRIVATE)
+        assert int(known_peers.variables["peers_new"]) == 1
+
+        # WHEN
+        known_peers.know_peers({key_of(PRIVATE)})
+
+        # THEN
+        assert int(known_peers.variables["peers_new"]) == 0
+        ask_from(PRIVATE)
+        assert peers_counted(known_peers) == {key_of(PRIVATE): 2}

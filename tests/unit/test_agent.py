@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the agent does with rows: names that come late, listeners that are slow."""
+"""What the agent does with rows: names that come late."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -11,7 +10,6 @@ import numpy as np
 import records
 
 from podscope import agent
-from podscope import wire
 from podscope.batch import Batch
 from podscope.batch import Identity
 
@@ -23,6 +21,10 @@ class Known:
 
     def __init__(self) -> None:
         self.names: dict[int, Identity] = {}
+
+    def new_peers(self, batch):
+        """Nobody's peer is awaited."""
+        return np.zeros(len(batch), dtype=np.bool_)
 
     def resolve(self, cgroup_ids, pids, owners):
         found = [self.names.get(one, UNNAMED) for one in cgroup_ids.tolist()]
@@ -74,64 +76,22 @@ def test_rows_of_a_pod_that_stays_unknown_go_on_with_its_uid():
     assert found == [0, 0, 40, 0]
 
 
-def test_a_listener_gets_every_batch_from_then_on():
-    # GIVEN
-    streams = agent.Streams()
-    streams.publish(records.shop_batch())
-    listener = streams.listen()
+def test_requests_that_wait_come_with_the_next_interval():
+    # GIVEN a request of a pod that is not known, and no further one
+    known = Known()
+    requests = replace(records.request_batch(3), identities=(UNNAMED,))
+    quiet = replace(records.shop_batch(), rows=records.http_rows(0), identity=np.zeros(0, "u4"))
+    named = agent.Named(known).follow(iter([requests, quiet, quiet]))
+    assert len(next(named)) == 0
 
-    # WHEN it listens
-    published = records.cluster_batch()
-    first = start(streams, listener, published)
-    streams.publish(records.shop_batch())
-    second = next(listener)
-
-    # THEN
-    (one,) = wire.frames(io.BytesIO(first).read)
-    (two,) = wire.frames(io.BytesIO(second).read)
-    assert [i.pod for i in one.identities] == [i.pod for i in published.identities]
-    assert len(two) == 5
-
-
-def start(streams: agent.Streams, listener: Iterator[bytes], batch: Batch) -> bytes:
-    """The first frame: a generator listens only once it has begun."""
-    import threading
-
-    found: list[bytes] = []
-    thread = threading.Thread(target=lambda: found.append(next(listener)))
-    thread.start()
-    while thread.is_alive():
-        streams.publish(batch)
-        thread.join(0.01)
-    return found[0]
-
-
-def test_a_slow_listener_is_told_what_it_lost():
-    # GIVEN a listener that has taken nothing for long
-    streams = agent.Streams()
-    listener = streams.listen()
-    start(streams, listener, records.shop_batch())
-
-    # WHEN
-    for _ in range(2 * agent.QUEUE):
-        streams.publish(records.shop_batch())
-    frames = [next(listener) for _ in range(agent.QUEUE)]
-
-    # THEN what is missing is counted
-    found = list(wire.frames(io.BytesIO(b"".join(frames)).read))
-    lost = sum(batch.lost.get("slow_reader", 0) for batch in found)
-    assert lost > 0
-    assert lost % 60 == 0
-
-
-def test_a_listener_that_goes_is_forgotten():
-    # GIVEN
-    streams = agent.Streams()
-    listener = streams.listen()
-    start(streams, listener, records.shop_batch())
-
-    # WHEN
-    listener.close()
+    # WHEN its name comes
+    known.names[0] = records.WEB_A
+    found = list(named)
 
     # THEN
-    assert not streams._listeners
+    assert [(batch.kind, len(batch)) for batch in found] == [
+        ("http", 0),
+        ("request", 3),
+        ("http", 0),
+    ]
+    assert {found[1].identities[place].pod for place in found[1].identity} == {"web-1-a"}

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import msgspec
 import pytest
 from fake_api_server import FakeApiServer
@@ -19,13 +21,19 @@ from podscope.identity.kubernetes import Owner
 from podscope.identity.kubernetes import Peer
 from podscope.identity.kubernetes import ServiceName
 from podscope.identity.kubernetes import ServicePortName
+from podscope.identity.kubernetes import address_key
 from podscope.identity.kubernetes_client import ApiServer
 from podscope.identity.kubernetes_client import KubernetesError
 from podscope.identity.kubernetes_objects import EndpointSlice
 from podscope.identity.kubernetes_objects import Job
+from podscope.identity.kubernetes_objects import Metadata
 from podscope.identity.kubernetes_objects import Namespace
 from podscope.identity.kubernetes_objects import Node
+from podscope.identity.kubernetes_objects import PeerPod
+from podscope.identity.kubernetes_objects import PeerSpec
+from podscope.identity.kubernetes_objects import PeerStatus
 from podscope.identity.kubernetes_objects import Pod
+from podscope.identity.kubernetes_objects import PodIP
 from podscope.identity.kubernetes_objects import Service
 
 FIRST = "1" * 64
@@ -459,8 +467,9 @@ def test_peer_is_pod_service_node_or_external(cluster):
              "10.96.0.1", "FD00:96::1", "192.0.2.1", "2001:db8::1", "198.51.100.7")}  # fmt: skip
 
     # THEN
-    assert found["10.0.0.1"] == Peer("pod", "10.0.0.1", "shop", "web", "u1")
-    assert found["fd00:0::1"] == Peer("pod", "fd00::1", "shop", "web", "u1")
+    assert (found["10.0.0.1"].kind, found["10.0.0.1"].uid) == ("pod", "u1")
+    assert found["10.0.0.1"].owner == Owner("Pod", "web")
+    assert found["fd00:0::1"] == replace(found["10.0.0.1"], address="fd00::1")
     assert found["::ffff:10.0.0.1"] == found["10.0.0.1"]
     assert found["10.96.0.1"] == Peer("service", "10.96.0.1", "shop", "web", "service-web")
     assert found["FD00:96::1"].address == "fd00:96::1"
@@ -468,6 +477,60 @@ def test_peer_is_pod_service_node_or_external(cluster):
     assert found["2001:db8::1"].kind == "node"
     assert found["198.51.100.7"] == Peer("external", "198.51.100.7")
     assert cluster.peer(b"\x0a\0\0\1") == cluster.peer(b"\0" * 10 + b"\xff\xff\x0a\0\0\1")
+
+
+def a_peer_pod(name: str, uid: str, ip: str, node: str = "node-2", **more: str) -> PeerPod:
+    metadata = Metadata(name=name, namespace="shop", uid=uid, **more)
+    return PeerPod(metadata, PeerSpec(node), PeerStatus("Running", (PodIP(ip),)))
+
+
+def test_a_pod_of_another_node_is_known_by_its_address_alone(cluster):
+    # GIVEN
+    pod = a_peer_pod("web", "u1", "10.0.0.1")
+    before = cluster.addresses_version
+
+    # WHEN
+    cluster.peer_pod_changed(None, pod)
+
+    # THEN
+    found = cluster.peer("10.0.0.1")
+    assert (found.kind, found.name, found.node) == ("pod", "web", "node-2")
+    assert cluster.pod("u1") is None
+    assert cluster.addresses() == {address_key("10.0.0.1")}
+    assert cluster.addresses_version > before
+
+
+def test_a_pod_that_is_bound_to_this_node_stays_known(cluster, clock):
+    # GIVEN a pod that no node has yet, seen as one of others
+    waiting = a_peer_pod("web", "u1", "", node="")
+    cluster.peer_pod_changed(None, waiting)
+
+    # WHEN it is bound here: the one watch tells of it before the other one forgets it
+    cluster.pod_changed(None, a_pod("web", "u1", ips=["10.0.0.1"]))
+    cluster.peer_pod_changed(waiting, None)
+    clock.now += 1000
+
+    # THEN
+    assert cluster.pod("u1") is not None
+    assert cluster.peer("10.0.0.1").name == "web"
+
+
+def test_an_address_is_the_pods_that_has_it_now(cluster, clock):
+    # GIVEN a pod that has gone from another node, whose address is another's by now
+    old = a_peer_pod("old", "u1", "10.0.0.1", creation_timestamp="2026-01-02T00:00:00Z")
+    cluster.peer_pod_changed(None, old)
+    cluster.peer_pod_changed(old, None)
+    assert cluster.peer("10.0.0.1").name == "old"
+
+    # WHEN
+    cluster.pod_changed(None, a_pod("new", "u2", ips=["10.0.0.1"]))
+
+    # THEN
+    assert cluster.peer("10.0.0.1").name == "new"
+    cluster.pod_changed(a_pod("new", "u2", ips=["10.0.0.1"]), None)
+    clock.now += 1000
+    assert cluster.peer("10.0.0.1").kind == "external"
+    assert cluster.addresses() == frozenset()
 
 
 @pytest.mark.parametrize(

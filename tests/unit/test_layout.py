@@ -19,6 +19,8 @@ ROOMS = (
     {"identity"},
     {"sinks", "store"},
     {"pipeline"},
+    {"scope"},
+    {"streams"},
     {"agent", "remote", "deploy"},
     {"commands", "tui", "web", "__main__"},
 )

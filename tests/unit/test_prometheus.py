@@ -98,7 +98,6 @@ def test_labels_are_those_of_the_semantic_conventions_and_never_a_pid():
         "error_type": "404",
         "network_protocol_version": "1.0",
         "server_port": "80",
-        "server_address": "192.0.2.7",
         "service_name": "curl",
         "process_executable_name": "curl",
         "url_scheme": "http",

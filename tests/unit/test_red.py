@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from podscope import red
 from podscope import schema
+from podscope import wire
 from podscope.batch import Identity
 
 WIDTH = 2 ** (1 / 8)
@@ -32,6 +33,7 @@ IDENTITIES = (
     replace(records.WEB_B, services=()),
     replace(records.WEB_A, services=(), namespace="other", pod_uid="u-o"),
     replace(records.WEB_A, services=(), pod_uid="u-again", container="log"),
+    Identity("external", ""),
 )
 
 durations = st.integers(min_value=0, max_value=20_000 * 10**9)
@@ -58,7 +60,10 @@ def batches(draw, most=12):
         records.fill(row, draw(st.lists(durations, min_size=1, max_size=5)))
         row["request_bytes"] = draw(st.integers(0, 2**40))
         row["response_bytes"] = draw(st.integers(0, 2**40))
-    return records.http_batch(rows, identity, IDENTITIES, routes={7: "/a/*"})
+    places = st.integers(min_value=-1, max_value=len(IDENTITIES) - 1)
+    peers = draw(st.none() | st.lists(places, min_size=n, max_size=n))
+    told = None if peers is None else np.array(peers, dtype=np.int32)
+    return records.http_batch(rows, identity, IDENTITIES, routes={7: "/a/*"}, peers=told)
 
 
 fields = st.lists(st.sampled_from(schema.DIMENSIONS), unique=True).map(tuple)
@@ -91,8 +96,13 @@ def said(groups):
 def reference(batch, by):
     """The same sums by a dictionary and a loop."""
     sums: dict[tuple, list[int]] = {}
-    for row, who in zip(batch.rows, batch.identity, strict=True):
+    peers = [-1] * len(batch) if batch.peers is None else batch.peers.tolist()
+    for row, who, other in zip(batch.rows, batch.identity, peers, strict=True):
         key, owner = row["key"], batch.identities[who]
+        peer = batch.identities[other] if other >= 0 else None
+        address = (bytes(key["peer"]), int(key["peer_class"]))
+        name = peer and (peer.kind, peer.name, peer.namespace)
+        named = peer is not None and peer.kind != "external" and "address" not in by
         parts = {
             "service": "",
             "workload": (
@@ -112,7 +122,8 @@ def reference(batch, by):
             "route": int(key["route"]),
             "status": (int(key["status"]), int(key["error"])),
             "version": int(key["version"]),
-            "peer": bytes(key["peer"]),
+            "peer": (name, address[1] if named else address),
+            "address": (name, peer and (peer.pod, peer.pod_uid, peer.node), address),
         }
         server = key["side"] == 1
         failed = key["status"] == 0 or key["error"] or key["status"] >= (500 if server else 400)
@@ -168,9 +179,7 @@ def test_merge_is_commutative(left, right, by):
 def test_merge_is_associative_and_equals_grouping_at_once(parts, by):
     # GIVEN
     a, b, c = (red.group(part, by) for part in parts)
-    rows = np.concatenate([part.rows for part in parts])
-    identity = np.concatenate([part.identity for part in parts])
-    whole = red.group(replace(parts[0], rows=rows, identity=identity), by)
+    whole = red.group(wire.together(parts), by)
 
     # WHEN
     first = red.merge(red.merge(a, b), c)
@@ -185,7 +194,7 @@ def test_merge_is_associative_and_equals_grouping_at_once(parts, by):
 def test_merge_with_nothing_changes_nothing(batch, by):
     # GIVEN
     groups = red.group(batch, by)
-    nothing = red.group(replace(batch, rows=batch.rows[:0], identity=batch.identity[:0]), by)
+    nothing = red.group(batch.where(np.zeros(len(batch), dtype=np.bool_)), by)
 
     # WHEN / THEN
     assert said(red.merge(groups, nothing)) == said(groups) == said(red.merge(nothing, groups))

@@ -42,6 +42,47 @@ def test_a_batch_comes_back_as_it_was(made):
     assert [getattr(back, name) for name in told] == [getattr(batch, name) for name in told]
 
 
+def test_peers_come_back():
+    # GIVEN
+    peers = np.array([2, -1, 0, 1, 1], dtype=np.int32)
+    batch = replace(records.cluster_batch(), peers=peers)
+
+    # WHEN
+    (back,) = there_and_back(batch)
+
+    # THEN
+    assert back.peers is not None
+    found = [back.identities[place] if place >= 0 else None for place in back.peers.tolist()]
+    assert found == [records.BARE, None, records.WEB_A, records.WEB_B, records.WEB_B]
+
+
+def test_batches_with_peers_and_without_are_put_together():
+    # GIVEN
+    peers = np.array([2, -1, 0, 1, 1], dtype=np.int32)
+    told = replace(records.cluster_batch(), peers=peers)
+
+    # WHEN
+    whole = wire.together([records.shop_batch(), told])
+
+    # THEN
+    assert whole.peers is not None
+    assert whole.peers.tolist() == [-1] * 5 + [5, -1, 3, 4, 4]
+
+
+def test_requests_of_nodes_with_clocks_of_their_own_keep_their_times():
+    # GIVEN two nodes that were not started together
+    first = records.request_batch(1)
+    second = replace(first, rows=first.rows.copy(), clock_offset_ns=first.clock_offset_ns - 7)
+    times = [int(batch.rows["time_ns"][0]) + batch.clock_offset_ns for batch in (first, second)]
+
+    # WHEN
+    whole = wire.together([first, second])
+
+    # THEN
+    assert (whole.rows["time_ns"].astype(int) + whole.clock_offset_ns).tolist() == times
+    assert times[0] != times[1]
+
+
 def test_an_empty_batch_comes_back():
     (back,) = there_and_back(records.http_batch(records.http_rows(0), []))
     assert (len(back), back.identities) == (0, ())

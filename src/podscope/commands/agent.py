@@ -7,8 +7,6 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Callable
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from podscope import filters
@@ -17,6 +15,7 @@ from podscope.commands.http import interval_ns
 from podscope.commands.lifetime import Lifetime
 from podscope.commands.up import add_listen
 from podscope.commands.up import pages
+from podscope.errors import UsageError
 from podscope.sinks import http_server
 from podscope.sinks import prometheus
 
@@ -24,8 +23,7 @@ if TYPE_CHECKING:
     import argparse
 
     from podscope.agent import Agent
-    from podscope.agent import Streams
-    from podscope.batch import Batch
+    from podscope.streams import Streams
 
 HELP = "Watch this node of a Kubernetes cluster; 'podscope install' runs it on every node."
 # Reached through the API server alone, which asks for the user's rights.
@@ -56,51 +54,52 @@ def run(args: argparse.Namespace) -> int:
     interval = interval_ns(args) / 1e9
     node = args.node or socket.gethostname()
     from podscope.agent import Agent
-    from podscope.agent import Streams
     from podscope.identity.kubernetes_client import find_server
     from podscope.remote import STREAM_PATH
     from podscope.remote import STREAM_PORT
+    from podscope.streams import KINDS
+    from podscope.streams import Streams
 
     server = find_server(args.kubeconfig, args.context)
     totals = prometheus.Totals()
     streams = Streams()
     counted = threading.Event()
-    stream_pages = {f"{STREAM_PATH}http": _stream(streams)}
+    stream_pages = {f"{STREAM_PATH}{kind}": _stream(streams, kind) for kind in KINDS}
     with (
         Lifetime() as lifetime,
         http_server.HttpServer((STREAM_HOST, STREAM_PORT), stream_pages),
-        Agent(server, node, interval) as agent,
+        Agent(server, node, streams, interval) as agent,
         http_server.HttpServer(address, _pages(totals, counted, agent)) as served,
     ):
         lifetime.begin(agent.stop)
         print(f"podscope: watching node {node}; metrics on http://{served.address}/metrics")
         sys.stdout.flush()
         for batch in agent:
-            _take(batch, totals, streams, agent)
-            counted.set()
+            totals.add(batch)
+            totals.tell(agent.lost(), agent.cost())
+            if batch.kind == "http":
+                counted.set()
     return 0
 
 
-def _take(batch: Batch, totals: prometheus.Totals, streams: Streams, agent: Agent) -> None:
-    totals.add(batch)
-    totals.tell(agent.lost(), agent.cost())
-    streams.publish(batch)
-
-
-def _stream(streams: Streams) -> http_server.Page:
-    def page(_: Mapping[str, str]) -> http_server.Answer:
-        return http_server.Answer(200, "application/octet-stream", streams.listen())
+def _stream(streams: Streams, kind: str) -> http_server.Page:
+    def page(request: http_server.Request) -> http_server.Answer:
+        try:
+            frames = streams.listen(kind, request.query)
+        except UsageError as error:
+            return http_server.text(400, f"{error}\n")
+        return http_server.Answer(200, "application/octet-stream", frames)
 
     return page
 
 
 def _pages(
     totals: prometheus.Totals, counted: threading.Event, agent: Agent
-) -> dict[str, Callable[[Mapping[str, str]], http_server.Answer]]:
+) -> dict[str, http_server.Page]:
     """Those of ``podscope up``; ready is who also knows the cluster."""
     found = pages(totals, counted)
 
-    def readiness(_: Mapping[str, str]) -> http_server.Answer:
+    def readiness(_: http_server.Request) -> http_server.Answer:
         missing = [f"{name}: {why}" for name, why in agent.identities.states.items() if why]
         if not counted.is_set():
             return http_server.text(503, "not ready: the first interval has not ended\n")

@@ -34,8 +34,6 @@ CLUSTER_BY = ("namespace", "workload", "side", "port", "method", "route")
 OUTPUTS = ("table", "wide", "json", "csv")
 SORTS = ("rate", "errors", "p50", "p90", "p99", "max", "bytes", "name")
 LEAST_INTERVAL_NS = 100 * 10**6
-# Timers count microseconds; less than this would be over before it began.
-LEAST_DURATION_NS = 10**6
 
 _ATTRIBUTES = tuple(one for one in schema.HTTP if one.dimension)
 # Dimension: title of its column, whether numbers are in it.
@@ -55,7 +53,9 @@ _TITLES = {
     "status": ("STATUS", True),
     "version": ("VERSION", True),
     "peer": ("PEER", False),
+    "address": ("ADDRESS", False),
 }
+_PEER_NAME = ("service.peer.name", "service.peer.namespace", "podscope.peer.kind")
 _NUMBERS = ("RATE/S", "ERRORS", "P50", "P90", "P99", "MAX", "IN/S", "OUT/S")
 _WIDE = ("COUNT", "FAILED", "FIRST BYTE")
 # Columns that tell whose the rows are: title and field.
@@ -73,7 +73,7 @@ _DISPENSABLE = (
     *("COUNT", "FAILED", "FIRST BYTE", "P90", "MAX"),
 )
 _LAST_RESORT = (
-    *("P50", "VERSION", "NODE", "METHOD", "PEER", "SIDE", "PID", "STATUS", "EXECUTABLE"),
+    *("P50", "VERSION", "NODE", "METHOD", "ADDRESS", "PEER", "SIDE", "PID", "STATUS", "EXECUTABLE"),
     *("CONTAINER", "PORT", "NAMESPACE", "ROUTE", "P99", "ERRORS"),
 )
 # Room for a side's numbers in the first line, and for all of that line but its title.
@@ -109,7 +109,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     targets.add_arguments(parser)
     add_interval(parser)
-    parser.add_argument("--duration", metavar="TIME", help="end after this time, as 30s")
+    targets.add_duration(parser)
     parser.add_argument("--once", action="store_true", help="end after one interval")
     parser.add_argument(
         "-o",
@@ -122,7 +122,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--by",
         metavar="FIELD,...",
         help=f"group by these, of {', '.join(schema.DIMENSIONS)} "
-        f"(default: {','.join(TABLE_BY)}; all but the peer's address for json and csv)",
+        f"(default: {','.join(TABLE_BY)}; all but service and address for json and csv)",
     )
     add_filters(parser)
     parser.add_argument(
@@ -162,13 +162,6 @@ def interval_ns(args: argparse.Namespace) -> int:
     return filters.duration_ns(args.interval, "--interval", least_ns=LEAST_INTERVAL_NS)
 
 
-def duration_ns(args: argparse.Namespace) -> int | None:
-    """--duration in nanoseconds; raises UsageError."""
-    if args.duration is None:
-        return None
-    return filters.duration_ns(args.duration, "--duration", least_ns=LEAST_DURATION_NS)
-
-
 def options(args: argparse.Namespace) -> Options:
     """The flags as values; raises UsageError."""
     in_cluster = targets.is_for_cluster(args)
@@ -178,6 +171,8 @@ def options(args: argparse.Namespace) -> Options:
         by = CLUSTER_BY if in_cluster else TABLE_BY
     if args.by is not None:
         by = filters.dimensions(args.by, "--by")
+    if not in_cluster:  # there a peer is its address
+        by = tuple(dict.fromkeys("address" if name == "peer" else name for name in by))
     if in_cluster and "workload" in by and "namespace" not in by:
         by = ("namespace", *by)  # names are one's own in each namespace
     return Options(
@@ -192,15 +187,21 @@ def options(args: argparse.Namespace) -> Options:
 
 def wants_peers(args: argparse.Namespace) -> bool:
     """Whether to keep peers' addresses: only if asked, since each makes a series of its own."""
-    return args.by is not None and "peer" in filters.dimensions(args.by, "--by")
+    asked = () if args.by is None else filters.dimensions(args.by, "--by")
+    return bool({"peer", "address"} & set(asked))
 
 
 def run(args: argparse.Namespace) -> int:
     """Watch and show until a signal or the end of the time."""
     chosen = options(args)
-    duration = duration_ns(args)
+    duration = targets.duration_ns(args)
     if targets.is_for_cluster(args):
-        return _run_in_cluster(args, chosen, duration)
+        return targets.watch_cluster(
+            args,
+            "http",
+            chosen.interval,
+            lambda nodes: show(nodes, nodes.lost, chosen, sys.stdout),
+        )
     from podscope.pipeline import watch
 
     with (
@@ -215,33 +216,6 @@ def run(args: argparse.Namespace) -> int:
         lifetime.begin(watched.stop, duration)
         show(watched, watched.lost, chosen, sys.stdout)
     return 0
-
-
-def _run_in_cluster(args: argparse.Namespace, chosen: Options, duration: int | None) -> int:
-    """The same, with the rows of a cluster's agents."""
-    from podscope.identity.kubernetes_client import find_server
-    from podscope.remote import ANSWERED
-    from podscope.remote import Nodes
-
-    server = find_server(args.kubeconfig or "", args.context or "")
-    asked = targets.scope(args, server.namespace)
-    targets.check(asked, server)
-    selected = targets.selecting(asked, server)
-    selected()
-    with (
-        Lifetime() as lifetime,
-        Nodes(server, chosen.interval, args.agent_namespace) as nodes,
-    ):
-        lifetime.begin(nodes.stop, duration)
-        batches = (asked.apply(batch, selected()) for batch in nodes)
-        show(batches, nodes.lost, chosen, sys.stdout)
-        states = nodes.states()
-    silent = {node: state for node, state in states.items() if state != ANSWERED}
-    for node, state in silent.items():
-        print(f"podscope: node {node}: {state}", file=sys.stderr)
-    answered = len(states) - len(silent)
-    print(f"podscope: {answered} of {len(states)} nodes answered", file=sys.stderr)
-    return 0 if answered else 1
 
 
 def show(
@@ -535,9 +509,8 @@ def _dimension_cells(name: str, told: Mapping[str, schema.Array]) -> list[str]:
         return workload_cells(told)
     if name == "status":
         return status_cells(told)
-    if name == "peer":
-        pairs = zip(told["network.peer.address"], told["podscope.peer"], strict=True)
-        return [render.clean(address or kind) for address, kind in pairs]
+    if name in ("peer", "address"):
+        return peer_cells(told, names=name == "peer")
     found = next(one for one in _ATTRIBUTES if one.dimension == name)
     if name == "version":
         return render.cells(told["network.protocol.version"])
@@ -551,6 +524,24 @@ def workload_cells(told: Mapping[str, schema.Array]) -> list[str]:
         f"{render.clean(name)}[{pid}]" if kind == "process" and pid else render.clean(name)
         for name, kind, pid in zip(*columns, strict=True)
     ]
+
+
+def peer_cells(told: Mapping[str, schema.Array], *, names: bool) -> list[str]:
+    """``web.shop``, ``service/web.shop``, ``node/n1``; an address where there is no name."""
+    addresses = zip(told["network.peer.address"], told["podscope.peer"], strict=True)
+    cells = [render.clean(address or kind) for address, kind in addresses]
+    if not names:
+        return cells
+    parts = (told[name] for name in _PEER_NAME)
+    named = [_peer_cell(*part) for part in zip(*parts, strict=True)]
+    return [name or cell for name, cell in zip(named, cells, strict=True)]
+
+
+def _peer_cell(name: str | None, namespace: str | None, kind: str | None) -> str:
+    if not name:
+        return ""
+    whole = f"{name}.{namespace}" if namespace else name
+    return render.clean(f"{kind}/{whole}" if kind in ("service", "node") else whole)
 
 
 def status_cells(told: Mapping[str, schema.Array]) -> list[str]:

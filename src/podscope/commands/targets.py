@@ -6,98 +6,54 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-
+from podscope import filters
+from podscope.commands.lifetime import Lifetime
 from podscope.errors import PodscopeError
 from podscope.errors import UsageError
 
 if TYPE_CHECKING:
     import argparse
 
-    from podscope.batch import Batch
-    from podscope.batch import Identity
     from podscope.identity.kubernetes_client import ApiServer
+    from podscope.remote import Nodes
+    from podscope.scope import Scope
+    from podscope.scope import Target
+    from podscope.sources.http import RequestLog
 
 PLUGIN = "kubectl-podscope"
-# What kubectl calls a kind: its name here, and where the API has it ({} is the namespace).
 _APPS = "apis/apps/v1/namespaces/{}/"
 _BATCH = "apis/batch/v1/namespaces/{}/"
 _CORE = "api/v1/namespaces/{}/"
-KINDS = {
-    "pod": ("pod", _CORE + "pods"),
-    "pods": ("pod", _CORE + "pods"),
-    "po": ("pod", _CORE + "pods"),
-    "deployment": ("deployment", _APPS + "deployments"),
-    "deployments": ("deployment", _APPS + "deployments"),
-    "deploy": ("deployment", _APPS + "deployments"),
-    "statefulset": ("statefulset", _APPS + "statefulsets"),
-    "statefulsets": ("statefulset", _APPS + "statefulsets"),
-    "sts": ("statefulset", _APPS + "statefulsets"),
-    "daemonset": ("daemonset", _APPS + "daemonsets"),
-    "daemonsets": ("daemonset", _APPS + "daemonsets"),
-    "ds": ("daemonset", _APPS + "daemonsets"),
-    "job": ("job", _BATCH + "jobs"),
-    "jobs": ("job", _BATCH + "jobs"),
-    "cronjob": ("cronjob", _BATCH + "cronjobs"),
-    "cronjobs": ("cronjob", _BATCH + "cronjobs"),
-    "cj": ("cronjob", _BATCH + "cronjobs"),
-    "service": ("service", _CORE + "services"),
-    "services": ("service", _CORE + "services"),
-    "svc": ("service", _CORE + "services"),
-    "node": ("node", "api/v1/nodes"),
-    "nodes": ("node", "api/v1/nodes"),
-    "no": ("node", "api/v1/nodes"),
+# Kinds of targets, and where the API has them ({} is the namespace).
+PATHS = {
+    "pod": _CORE + "pods",
+    "deployment": _APPS + "deployments",
+    "statefulset": _APPS + "statefulsets",
+    "daemonset": _APPS + "daemonsets",
+    "replicaset": _APPS + "replicasets",
+    "job": _BATCH + "jobs",
+    "cronjob": _BATCH + "cronjobs",
+    "service": _CORE + "services",
+    "node": "api/v1/nodes",
 }
+# What kubectl calls each.
+_SHORT = {
+    "po": "pod",
+    "deploy": "deployment",
+    "sts": "statefulset",
+    "ds": "daemonset",
+    "rs": "replicaset",
+    "cj": "cronjob",
+    "svc": "service",
+    "no": "node",
+}
+KINDS = {kind: kind for kind in PATHS} | {f"{kind}s": kind for kind in PATHS} | _SHORT
 _SECONDS = 10.0
+# Timers count microseconds; less than this would be over before it began.
+LEAST_DURATION_NS = 10**6
 _NOT_FOUND, _FORBIDDEN = 404, 403
-
-
-@dataclass(frozen=True)
-class Target:
-    """One object of the cluster; ``path`` is where the API has its kind."""
-
-    kind: str
-    name: str
-    path: str
-
-    def has(self, identity: Identity) -> bool:
-        """Whether a row of this identity belongs to it; its namespace has been looked at."""
-        if self.kind == "pod":
-            return identity.pod == self.name
-        if self.kind == "node":
-            return identity.node == self.name
-        if self.kind == "service":
-            return any(one.name == self.name for one in identity.services)
-        return (identity.kind, identity.name) == (self.kind, self.name)
-
-
-@dataclass(frozen=True)
-class Scope:
-    """What is asked for: all of ``targets``, in one namespace or (None) in all."""
-
-    namespace: str | None
-    targets: tuple[Target, ...] = ()
-    selector: str = ""
-
-    def has(self, identity: Identity, selected: frozenset[str]) -> bool:
-        """Whether a row of this identity is asked for; ``selected`` are uids of pods."""
-        if self.selector and identity.pod_uid not in selected:
-            return False
-        if any(one.kind == "node" and one.has(identity) for one in self.targets):
-            return True
-        if self.namespace is not None and identity.namespace != self.namespace:
-            return False
-        return not self.targets or any(one.has(identity) for one in self.targets)
-
-    def apply(self, batch: Batch, selected: frozenset[str]) -> Batch:
-        """The rows that are asked for."""
-        asked = [self.has(identity, selected) for identity in batch.identities]
-        keep = np.array([*asked, False], dtype=np.bool_)[batch.identity]
-        return replace(batch, rows=batch.rows[keep], identity=batch.identity[keep])
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -106,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "targets",
         nargs="*",
         metavar="TARGET",
-        help="in a cluster: pod/X, deploy/X, sts/X, ds/X, job/X, cronjob/X, svc/X, node/X",
+        help="in a cluster: pod/X, deploy/X, sts/X, ds/X, rs/X, job/X, cronjob/X, svc/X, node/X",
     )
     parser.add_argument("-n", "--namespace", metavar="NAME", help="a cluster's namespace")
     parser.add_argument(
@@ -123,6 +79,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_duration(parser: argparse.ArgumentParser) -> None:
+    """Declare --duration."""
+    parser.add_argument("--duration", metavar="TIME", help="end after this time, as 30s")
+
+
+def duration_ns(args: argparse.Namespace) -> int | None:
+    """--duration in nanoseconds; raises UsageError."""
+    if args.duration is None:
+        return None
+    return filters.duration_ns(args.duration, "--duration", least_ns=LEAST_DURATION_NS)
+
+
 def is_for_cluster(args: argparse.Namespace, program: str = sys.argv[0]) -> bool:
     """Whether a cluster is meant, and not this machine."""
     told = (args.targets, args.namespace, args.selector, args.context, args.kubeconfig)
@@ -133,26 +101,33 @@ def scope(args: argparse.Namespace, default_namespace: str) -> Scope:
     """What the flags ask for.
 
     Raises:
-        UsageError: a target that is none, or flags that contradict each other.
+        UsageError: a target or a selector that is none, or flags that contradict each other.
     """
+    from podscope.scope import Scope
+    from podscope.scope import selector
+
     targets = tuple(_target(text) for text in args.targets)
     if args.all_namespaces and args.namespace:
         raise UsageError("-A: all namespaces and -n exclude each other; give one of them")
     if args.all_namespaces and any(one.kind != "node" for one in targets):
         raise UsageError("-A: a target is in one namespace; give it with -n")
+    if args.selector:
+        selector(args.selector)
     namespace = None if args.all_namespaces else args.namespace or default_namespace
     return Scope(namespace, targets, args.selector or "")
 
 
 def _target(text: str) -> Target:
+    from podscope.scope import Target
+
     kind, slash, name = text.rpartition("/")
     known = KINDS.get(kind.lower() if slash else "pod")
     if known is None or not name:
         raise UsageError(
-            f"TARGET: not a target: {text!r}; write it as pod/X, deploy/X, sts/X, ds/X, job/X, "
-            "cronjob/X, svc/X or node/X"
+            f"TARGET: not a target: {text!r}; write it as pod/X, deploy/X, sts/X, ds/X, rs/X, "
+            "job/X, cronjob/X, svc/X or node/X"
         )
-    return Target(known[0], name, known[1])
+    return Target(known, name)
 
 
 def check(asked: Scope, server: ApiServer) -> None:
@@ -167,7 +142,7 @@ def check(asked: Scope, server: ApiServer) -> None:
     connection = Connection(server)
     try:
         for one in asked.targets:
-            place = one.path.format(asked.namespace)
+            place = PATHS[one.kind].format(asked.namespace)
             try:
                 connection.get(f"{place}/{one.name}", {}, _SECONDS)
             except KubernetesError as error:
@@ -181,34 +156,43 @@ def check(asked: Scope, server: ApiServer) -> None:
         connection.release()
 
 
-def selecting(asked: Scope, server: ApiServer) -> Callable[[], frozenset[str]]:
-    """Gives the uids of the pods with the labels asked for; asks the API server each time.
+def watch_cluster(
+    args: argparse.Namespace,
+    kind: str,
+    interval: float,
+    show: Callable[[Nodes], None],
+    log: RequestLog | None = None,
+) -> int:
+    """Shows the rows of a cluster's agents until a signal or the end of the time.
 
-    Pods that were selected once stay so: their last rows come after their end.
+    Args:
+        kind: of the batches.
+        interval: seconds between two batches.
+        show: is given what to iterate over.
+        log: which requests are asked for, of batches of kind ``request``.
+
+    Returns:
+        0; 1 if no node answered. Says which did not.
     """
-    import msgspec
+    from podscope.identity.kubernetes_client import find_server
+    from podscope.remote import ANSWERED
+    from podscope.remote import Nodes
+    from podscope.remote import Wanted
 
-    from podscope.identity.kubernetes_client import Connection
-    from podscope.identity.kubernetes_client import KubernetesError
-    from podscope.identity.kubernetes_objects import Page
-    from podscope.identity.kubernetes_objects import Pod
-
-    connection = Connection(server)
-    inside = f"namespaces/{asked.namespace}/" if asked.namespace else ""
-    seen: set[str] = set()
-
-    def selected() -> frozenset[str]:
-        if not asked.selector:
-            return frozenset()
-        try:
-            query = {"labelSelector": asked.selector}
-            body = connection.get(f"api/v1/{inside}pods", query, _SECONDS)
-        except KubernetesError as error:
-            if not seen:
-                raise PodscopeError(f"-l: {error}") from None
-            return frozenset(seen)
-        found = msgspec.json.decode(body, type=Page[Pod]).items or ()
-        seen.update(pod.metadata.uid for pod in found)
-        return frozenset(seen)
-
-    return selected
+    duration = duration_ns(args)
+    server = find_server(args.kubeconfig or "", args.context or "")
+    asked = scope(args, server.namespace)
+    check(asked, server)
+    with (
+        Lifetime() as lifetime,
+        Nodes(server, interval, Wanted(kind, asked, log), args.agent_namespace) as nodes,
+    ):
+        lifetime.begin(nodes.stop, duration)
+        show(nodes)
+        states = nodes.states()
+    silent = {node: state for node, state in states.items() if state != ANSWERED}
+    for node, state in silent.items():
+        print(f"podscope: node {node}: {state}", file=sys.stderr)
+    answered = len(states) - len(silent)
+    print(f"podscope: {answered} of {len(states)} nodes answered", file=sys.stderr)
+    return 0 if answered else 1

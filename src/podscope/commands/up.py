@@ -72,20 +72,18 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def pages(
-    totals: prometheus.Totals, ready: threading.Event
-) -> dict[str, Callable[[Mapping[str, str]], http_server.Answer]]:
+def pages(totals: prometheus.Totals, ready: threading.Event) -> dict[str, http_server.Page]:
     """The pages of the agent, by path."""
 
-    def metrics(fields: Mapping[str, str]) -> http_server.Answer:
-        openmetrics = prometheus.wants_openmetrics(fields.get("accept", ""))
+    def metrics(request: http_server.Request) -> http_server.Answer:
+        openmetrics = prometheus.wants_openmetrics(request.fields.get("accept", ""))
         form = prometheus.OPENMETRICS if openmetrics else prometheus.TEXT
         return http_server.Answer(200, form, totals.expose(openmetrics=openmetrics))
 
-    def health(_: Mapping[str, str]) -> http_server.Answer:
+    def health(_: http_server.Request) -> http_server.Answer:
         return http_server.text(200, "ok\n")
 
-    def readiness(_: Mapping[str, str]) -> http_server.Answer:
+    def readiness(_: http_server.Request) -> http_server.Answer:
         if ready.is_set():
             return http_server.text(200, "ready\n")
         return http_server.text(503, "not ready: the first interval has not ended\n")

@@ -13,7 +13,9 @@ import time
 from collections.abc import Callable
 from collections.abc import Hashable
 from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 from typing import Generic
 from typing import TypeVar
@@ -29,11 +31,13 @@ from podscope.identity.kubernetes_objects import Job
 from podscope.identity.kubernetes_objects import KubernetesObject
 from podscope.identity.kubernetes_objects import Namespace
 from podscope.identity.kubernetes_objects import Node
+from podscope.identity.kubernetes_objects import PeerPod
 from podscope.identity.kubernetes_objects import Pod
 from podscope.identity.kubernetes_objects import Service
 from podscope.identity.reflector import ENDPOINT_SLICES
 from podscope.identity.reflector import NAMESPACES
 from podscope.identity.reflector import NODES
+from podscope.identity.reflector import PEER_PODS
 from podscope.identity.reflector import PODS
 from podscope.identity.reflector import SERVICES
 from podscope.identity.reflector import Reflector
@@ -90,7 +94,8 @@ class ServicePortName:
 class Peer:
     """Whose an address is. ``kind`` is ``pod``, ``service``, ``node`` or ``external``.
 
-    ``uid`` is the object's, ``address`` the text of the address in its usual form.
+    ``uid`` is the object's, ``address`` the text of the address in its usual form. ``node`` and
+    ``owner`` are those of a pod.
     """
 
     kind: str
@@ -98,6 +103,8 @@ class Peer:
     namespace: str = ""
     name: str = ""
     uid: str = ""
+    node: str = ""
+    owner: Owner | None = None
 
 
 @dataclass(frozen=True)
@@ -120,6 +127,9 @@ class _Claims(Generic[K]):
 
     def __len__(self) -> int:
         return len(self._claims)
+
+    def __iter__(self) -> Iterator[K]:
+        return iter(self._claims)
 
     def move(self, uid: str, old: set[K], new: set[K]) -> None:
         """An object gives up keys and takes others."""
@@ -165,6 +175,12 @@ class Cluster:
         self._clock = clock
         self._lock = threading.RLock()
         self._pods: dict[str, Pod] = {}
+        # Those on other nodes, and those that have gone from there.
+        self._peer_pods: dict[str, PeerPod] = {}
+        self._peers_gone: dict[str, float] = {}
+        self._peer_addresses: _Claims[bytes] = _Claims()
+        # Grows with each change of who has which address.
+        self.addresses_version = 0
         self._services: dict[str, Service] = {}
         self._slices: dict[str, EndpointSlice] = {}
         self._namespaces: dict[str, Namespace] = {}
@@ -197,13 +213,33 @@ class Cluster:
             elif old is not None and old.metadata.uid in self._pods:
                 self._deleted[old.metadata.uid] = self._clock() + self._keep_seconds
 
+    def peer_pod_changed(self, old: PeerPod | None, new: PeerPod | None) -> None:
+        """A pod on another node: only its address is of interest."""
+        uid = _uid(old, new)
+        with self._lock:
+            self._forget_old()
+            if new is None:
+                # Where it was bound to this node, `pod_changed` tells of it from now on.
+                self._peers_gone[uid] = self._clock() + self._keep_seconds
+                return
+            self._peers_gone.pop(uid, None)
+            before = self._peer_pods.get(uid)
+            self._peer_pods[uid] = new
+            self._claim(self._peer_addresses, uid, _pod_ips(before), _pod_ips(new))
+
+    def _claim(self, claims: _Claims[bytes], uid: str, old: set[bytes], new: set[bytes]) -> None:
+        if old == new:
+            return
+        claims.move(uid, old, new)
+        self.addresses_version += 1
+
     def service_changed(self, old: Service | None, new: Service | None) -> None:
         uid = _uid(old, new)
         with self._lock:
             before = self._services.get(uid)
             _store(self._services, uid, new)
             self._service_names.move(uid, _full_names(before), _full_names(new))
-            self._service_addresses.move(uid, _cluster_ips(before), _cluster_ips(new))
+            self._claim(self._service_addresses, uid, _cluster_ips(before), _cluster_ips(new))
 
     def slice_changed(self, old: EndpointSlice | None, new: EndpointSlice | None) -> None:
         uid = _uid(old, new)
@@ -228,7 +264,7 @@ class Cluster:
             before = self._nodes.get(uid)
             _store(self._nodes, uid, new)
             self._node_names.move(uid, _names(before), _names(new))
-            self._node_addresses.move(uid, _node_ips(before), _node_ips(new))
+            self._claim(self._node_addresses, uid, _node_ips(before), _node_ips(new))
 
     def _put_pod(self, new: Pod) -> None:
         uid = new.metadata.uid
@@ -238,7 +274,7 @@ class Cluster:
         if not new.ending:
             self._last_memberships.pop(uid, None)
         self._mirrors.move(uid, _mirror(before), _mirror(new))
-        self._pod_addresses.move(uid, _pod_ips(before), _pod_ips(new))
+        self._claim(self._pod_addresses, uid, _pod_ips(before), _pod_ips(new))
         if before is not None:
             self._keep_replaced(before, new)
         self._containers.move(uid, _container_ids(before), _container_ids(new))
@@ -271,6 +307,12 @@ class Cluster:
             if self._deleted[uid] > now and len(self._deleted) <= self._keep_most:
                 break
             self._forget(uid)
+        while self._peers_gone:
+            uid = next(iter(self._peers_gone))
+            if self._peers_gone[uid] > now and len(self._peers_gone) <= self._keep_most:
+                break
+            del self._peers_gone[uid]
+            self._claim(self._peer_addresses, uid, _pod_ips(self._peer_pods.pop(uid)), set())
         while self._replaced:
             container = next(iter(self._replaced))
             if self._replaced[container][0] > now and len(self._replaced) <= self._keep_most:
@@ -282,7 +324,7 @@ class Cluster:
         pod = self._pods.pop(uid)
         self._last_memberships.pop(uid, None)
         self._mirrors.move(uid, _mirror(pod), set())
-        self._pod_addresses.move(uid, _pod_ips(pod), set())
+        self._claim(self._pod_addresses, uid, _pod_ips(pod), set())
         self._containers.move(uid, _container_ids(pod), set())
 
     # --- questions --------------------------------------------------------------------------
@@ -319,7 +361,7 @@ class Cluster:
             return None
         return ContainerName(pod, name)
 
-    def owner(self, pod: Pod) -> Owner:
+    def owner(self, pod: Pod | PeerPod) -> Owner:
         """What people deployed for the pod to be there. May ask the API server, once for a Job."""
         owner = pod.metadata.controller
         if owner is None:
@@ -426,14 +468,34 @@ class Cluster:
         text = address_text(key)
         with self._lock:
             self._forget_old()
-            pod = self._best(self._pod_addresses[key])
-            if pod is not None:
-                return _peer("pod", text, pod)
-            for uid in self._service_addresses[key]:
-                return _peer("service", text, self._services[uid])
-            for uid in self._node_addresses[key]:
-                return _peer("node", text, self._nodes[uid])
-        return Peer("external", text)
+            pod = self._pod_of_address(key)
+            services, nodes = self._service_addresses[key], self._node_addresses[key]
+            if pod is None and services:
+                return _peer("service", text, self._services[services[0]])
+            if pod is None and nodes:
+                return _peer("node", text, self._nodes[nodes[0]])
+        if pod is None:
+            return Peer("external", text)
+        # Not under the lock: the API server may have to be asked for a Job.
+        owner = self.owner(pod)
+        return replace(_peer("pod", text, pod), node=pod.spec.node_name, owner=owner)
+
+    def _pod_of_address(self, key: bytes) -> Pod | PeerPod | None:
+        """The pod that has an address now, on whichever node; else the last one that had it."""
+        found: list[Pod | PeerPod] = [self._pods[uid] for uid in self._pod_addresses[key]]
+        found += [self._peer_pods[uid] for uid in self._peer_addresses[key]]
+        return max(found, key=self._rank, default=None)
+
+    def addresses(self) -> frozenset[bytes]:
+        """Every address that a pod, a Service or a node has, 16 bytes each."""
+        with self._lock:
+            self._forget_old()
+            return frozenset().union(
+                self._pod_addresses,
+                self._peer_addresses,
+                self._service_addresses,
+                self._node_addresses,
+            )
 
     def ignored(self, pod: Pod) -> bool:
         """Whether the pod, its namespace or its node asks not to be watched."""
@@ -451,9 +513,10 @@ class Cluster:
             return pods[0] if pods else None
         return max(pods, key=self._rank)
 
-    def _rank(self, pod: Pod) -> tuple[bool, str, str]:
+    def _rank(self, pod: Pod | PeerPod) -> tuple[bool, str, str]:
         uid = pod.metadata.uid
-        runs = uid not in self._deleted and not pod.ended
+        gone = self._deleted if isinstance(pod, Pod) else self._peers_gone
+        runs = uid not in gone and not pod.ended
         return (runs, pod.metadata.creation_timestamp or "", uid)
 
 
@@ -495,11 +558,13 @@ class Followers:
     slices: Reflector[EndpointSlice]
     namespaces: Reflector[Namespace]
     nodes: Reflector[Node]
+    peer_pods: Reflector[PeerPod] | None = None
 
     @property
     def all(self) -> tuple[Reflector[Any], ...]:
         """In the order in which they were started."""
-        return (self.namespaces, self.nodes, self.services, self.slices, self.pods)
+        first = (self.namespaces, self.nodes, self.services, self.slices, self.pods)
+        return first if self.peer_pods is None else (*first, self.peer_pods)
 
     def wait(self, seconds: float) -> bool:
         """Whether every first list was whole before the time was over."""
@@ -518,8 +583,14 @@ def follow(
     """Starts the reflectors that tell the cluster of changes.
 
     Args:
-        node: only this node's pods; empty for all. Peers on other nodes are then not known as pods.
+        node: whose pods to know in full; of those on other nodes only what names an address.
+            Empty: all pods in full.
     """
+    elsewhere: Reflector[PeerPod] | None = None
+    if node:
+        selector = f"spec.nodeName!={node}"
+        elsewhere = Reflector(server, PEER_PODS, field_selector=selector, timing=timing)
+        elsewhere.on_change(cluster.peer_pod_changed)
     followers = Followers(
         Reflector(
             server, PODS, field_selector=f"spec.nodeName={node}" if node else "", timing=timing
@@ -528,6 +599,7 @@ def follow(
         Reflector(server, ENDPOINT_SLICES, timing=timing),
         Reflector(server, NAMESPACES, timing=timing),
         Reflector(server, NODES, timing=timing),
+        elsewhere,
     )
     followers.pods.on_change(cluster.pod_changed)
     followers.services.on_change(cluster.service_changed)
@@ -607,7 +679,7 @@ def _node_ips(node: Node | None) -> set[bytes]:
     return _addresses(one.address for one in node.status.addresses if one.type.endswith("IP"))
 
 
-def _pod_ips(pod: Pod | None) -> set[bytes]:
+def _pod_ips(pod: Pod | PeerPod | None) -> set[bytes]:
     if pod is None or pod.spec.host_network:
         return set()
     return _addresses(one.ip for one in pod.status.pod_ips)

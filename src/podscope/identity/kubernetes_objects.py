@@ -146,6 +146,32 @@ class Pod(KubernetesObject, frozen=True):
         return self.ended or self.metadata.deletion_timestamp is not None
 
 
+class PeerSpec(_Part, frozen=True):
+    """corev1.PodSpec, of a pod on another node."""
+
+    node_name: str = ""
+    host_network: bool = False
+
+
+class PeerStatus(_Part, frozen=True):
+    """corev1.PodStatus, of a pod on another node."""
+
+    phase: str = ""
+    pod_ips: tuple[PodIP, ...] = field(name="podIPs", default=())
+
+
+class PeerPod(KubernetesObject, frozen=True):
+    """corev1.Pod on another node: what names its address, since there may be many."""
+
+    spec: PeerSpec = PeerSpec()
+    status: PeerStatus = PeerStatus()
+
+    @property
+    def ended(self) -> bool:
+        """As of `Pod`."""
+        return self.status.phase in ("Succeeded", "Failed")
+
+
 class ServicePort(_Part, frozen=True):
     """corev1.ServicePort. ``target_port`` is a number or the name of a container's port."""
 

@@ -97,17 +97,32 @@ class PodIdentities:
 
         A pod says so itself, or its namespace or node does (``podscope.dev/ignore: "true"``).
         """
-        by_pod: dict[str, list[int]] = {}
-        for cgroup_id in self._paths.live():
-            where = self._container(cgroup_id)
-            if where is not None and where.pod_uid:
-                by_pod.setdefault(where.pod_uid, []).append(cgroup_id)
         found: set[int] = set()
-        for uid, cgroup_ids in by_pod.items():
-            pod = self._cluster.pod(uid)
+        for uid, cgroup_ids in self._cgroups().items():
+            pod = self._cluster.pod(uid) if uid else None
             if pod is not None and self._cluster.ignored(pod):
                 found.update(cgroup_ids)
         return frozenset(found)
+
+    def outside(self, asked: Callable[[Identity, Pod | None], bool]) -> frozenset[int]:
+        """Cgroups that are not asked for; those of pods not told of yet are not among them."""
+        found: set[int] = set()
+        for uid, cgroup_ids in self._cgroups().items():
+            pod = self._cluster.pod(uid) if uid else None
+            if uid and pod is None:
+                continue
+            identity = Identity("pod" if uid else "process", "", pod_uid=uid, node=self._node)
+            if not asked(identity if pod is None else self._named(identity, pod, ""), pod):
+                found.update(cgroup_ids)
+        return frozenset(found)
+
+    def _cgroups(self) -> dict[str, list[int]]:
+        """Cgroups that are there, by the uid of their pod; those of no pod by an empty one."""
+        by_pod: dict[str, list[int]] = {}
+        for cgroup_id in self._paths.live():
+            where = self._container(cgroup_id)
+            by_pod.setdefault(where.pod_uid if where else "", []).append(cgroup_id)
+        return by_pod
 
     def ignores(self, identity: Identity) -> bool:
         """Whether what it is asks not to be watched."""

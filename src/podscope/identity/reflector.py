@@ -32,6 +32,7 @@ from podscope.identity.kubernetes_objects import KubernetesObject
 from podscope.identity.kubernetes_objects import Namespace
 from podscope.identity.kubernetes_objects import Node
 from podscope.identity.kubernetes_objects import Page
+from podscope.identity.kubernetes_objects import PeerPod
 from podscope.identity.kubernetes_objects import Pod
 from podscope.identity.kubernetes_objects import Service
 from podscope.identity.kubernetes_objects import Status
@@ -60,6 +61,7 @@ class Resource(Generic[T]):
 
 
 PODS = Resource("api/v1", "pods", Pod)
+PEER_PODS = Resource("api/v1", "pods", PeerPod)
 SERVICES = Resource("api/v1", "services", Service)
 NAMESPACES = Resource("api/v1", "namespaces", Namespace)
 NODES = Resource("api/v1", "nodes", Node)

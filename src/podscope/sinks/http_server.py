@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler
 from http.server import ThreadingHTTPServer
 from typing import TYPE_CHECKING
 from typing import cast
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs
 
 from podscope import __version__
 from podscope.errors import PodscopeError
@@ -34,8 +34,15 @@ class Answer:
     body: bytes | Iterable[bytes]
 
 
-# A page gets the fields of the request, names in lower case.
-Page = Callable[[Mapping[str, str]], Answer]
+@dataclass(frozen=True)
+class Request:
+    """What a page is asked with: the fields, names in lower case, and the query's values."""
+
+    fields: Mapping[str, str]
+    query: Mapping[str, list[str]]
+
+
+Page = Callable[[Request], Answer]
 
 
 def text(status: int, body: str) -> Answer:
@@ -157,13 +164,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, *, with_body: bool) -> None:
         pages = cast("_Server", self.server).pages
-        page = pages.get(urlsplit(self.path).path, _not_found)
+        path, _, query = self.path.partition("?")
+        page = pages.get(path, _not_found)
         if page is not _not_found and self.command not in ("GET", "HEAD"):
             page = _not_allowed
         # Body bytes that nobody reads would be taken for the next request.
         if self.headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in self.headers:
             self.close_connection = True
-        answer = page({name.lower(): value for name, value in self.headers.items()})
+        fields = {name.lower(): value for name, value in self.headers.items()}
+        answer = page(Request(fields, parse_qs(query, keep_blank_values=True)))
         self.send_response(answer.status)
         self.send_header("Content-Type", answer.content_type)
         self.send_header("X-Content-Type-Options", "nosniff")
@@ -191,9 +200,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(b"0\r\n\r\n")
 
 
-def _not_found(_: Mapping[str, str]) -> Answer:
+def _not_found(_: Request) -> Answer:
     return text(404, "no such page; there are /metrics, /healthz and /readyz\n")
 
 
-def _not_allowed(_: Mapping[str, str]) -> Answer:
+def _not_allowed(_: Request) -> Answer:
     return text(405, "pages are read with GET or HEAD\n")

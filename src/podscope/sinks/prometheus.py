@@ -27,8 +27,8 @@ SERIES = 10_000
 # A full table takes the places of series that nothing was added to for this long.
 IDLE_NS = 3600 * 10**9
 
-# No pid: a label that changes with each restart makes series without end.
-_BY = tuple(name for name in schema.PLAIN if name != "pid")
+# No pid and no peer: labels that change with each restart make series without end.
+_BY = tuple(name for name in schema.PLAIN if name not in ("pid", "peer"))
 _FIELDS = tuple(field for field in schema.HTTP if field.label)
 # OpenTelemetry's mark for the series that takes what no longer fits.
 _OVERFLOW = 'otel_metric_overflow="true"'

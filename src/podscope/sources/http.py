@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+from collections.abc import Collection
 from collections.abc import Iterable
 from collections.abc import Sequence
 from collections.abc import Set
@@ -25,6 +26,7 @@ from podscope.kernel.objects import BpfObject
 from podscope.kernel.objects import LoadError
 from podscope.kernel.probes import find_cgroup2
 from podscope.kernel.rings import Ring
+from podscope.schema import error_mask
 from podscope.sources.open_sockets import note_open_sockets
 
 # enum bpf_attach_type (include/uapi/linux/bpf.h)
@@ -37,7 +39,7 @@ CHUNKS_PER_SERIES = 4
 MAX_STRIPES = 8
 IDLE_SECONDS = 300.0
 GONE_SECONDS = 10.0
-ROUTES_SECONDS = 60.0
+CLEAN_SECONDS = 60.0
 # How long a program that began before a series was taken away may still write to it.
 GRACE_SECONDS = 1.0
 
@@ -62,9 +64,35 @@ class RequestLog:
     slower_ns: int = 0
     one_in: int = 0
     path: str | None = None
-    sides: Iterable[str] = ("server", "client")
+    sides: Collection[str] = ("server", "client")
     ports: Sequence[tuple[int, int]] | None = None
     statuses: Sequence[tuple[int, int]] | None = None
+
+    @property
+    def takes_all(self) -> bool:
+        """Whether it asks for more than errors and slow ones."""
+        return self.all or not (self.errors or self.slower_ns)
+
+    def takes(self, rows: npt.NDArray[np.void]) -> npt.NDArray[np.bool_]:
+        """Which rows of ``struct http_request`` it asks for, shape (n,), as the kernel decides.
+
+        ``one_in`` and ``path`` are not looked at.
+        """
+        side = rows["side"]
+        keep = np.isin(side, [_SIDES[name] for name in self.sides])
+        port = np.where(side == _SIDES["server"], rows["local_port"], rows["peer_port"])
+        for values, ranges in ((port, self.ports), (rows["status"], self.statuses)):
+            if ranges is not None:
+                inside = [(values >= first) & (values <= last) for first, last in ranges]
+                keep &= np.any(inside, axis=0)
+        if self.takes_all:
+            return np.asarray(keep, dtype=np.bool_)
+        wanted = np.zeros(len(rows), dtype=np.bool_)
+        if self.errors:
+            wanted |= error_mask(rows)
+        if self.slower_ns:
+            wanted |= rows["duration_ns"] >= self.slower_ns
+        return np.asarray(keep & wanted, dtype=np.bool_)
 
 
 @dataclass(frozen=True)
@@ -74,7 +102,10 @@ class HttpOptions:
     Attributes:
         routes: make the route a part of a series.
         peers: make the address of the other end a part of a series.
+        known_peers: the same, but only of addresses that ``know_peers`` named, and of some
+            private ones that it may name soon.
         log: the request log; None: off.
+        log_later: make room for a request log that ``set_log`` will ask for.
         max_series: series beyond these are counted together, under ``_OTHER``.
         routes_per_workload: routes beyond these are ``_OTHER``.
         ring_bytes: size of the request log's ring; a power of two.
@@ -83,7 +114,9 @@ class HttpOptions:
 
     routes: bool = True
     peers: bool = False
+    known_peers: bool = False
     log: RequestLog | None = None
+    log_later: bool = False
     max_series: int = 10_000
     routes_per_workload: int = 200
     ring_bytes: int = 8 << 20
@@ -123,8 +156,10 @@ class HttpSource:
         _check_rights()
         self._cgroup = self.options.cgroup or find_cgroup2()
         self._stripes = _stripes(os.cpu_count() or 1)
-        self._routes_cleaned = time.monotonic()
+        self._cleaned = time.monotonic()
         self._ignored: frozenset[int] = frozenset()
+        self._not_logged: frozenset[int] = frozenset()
+        self._peers: frozenset[bytes] = frozenset()
         self._object = _load(self.options, self._stripes)
         try:
             self._open_maps()
@@ -149,6 +184,11 @@ class HttpSource:
         return self._object.dtype("http_row")
 
     @property
+    def request_dtype(self) -> np.dtype[Any]:
+        """``struct http_request``."""
+        return self._object.dtype("http_request")
+
+    @property
     def variables(self) -> dict[str, npt.NDArray[Any]]:
         """The programs' own globals, live."""
         return self._object.variables
@@ -170,9 +210,10 @@ class HttpSource:
         self._free_retired(now)
         live = self._live_slots(now)
         self._retire_idle(live, now)
-        if now - self._routes_cleaned > ROUTES_SECONDS:
-            self._routes_cleaned = now
+        if now - self._cleaned > CLEAN_SECONDS:
+            self._cleaned = now
             self._forget_routes(live)
+            self._forget_peers(live)
         return rows
 
     def read_requests(self) -> npt.NDArray[np.void]:
@@ -226,9 +267,50 @@ class HttpSource:
         self._ignored = frozenset(cgroup_ids)
         self.variables["epoch"] += 1  # connections look again
 
-    def set_log(self, log: RequestLog | None) -> None:
-        """Changes what goes to the request log, at once."""
-        _set_log(self.variables, log)
+    def set_log(self, log: RequestLog | None, but: Set[int] = frozenset()) -> None:
+        """Changes what goes to the request log, at once.
+
+        Args:
+            but: cgroups whose exchanges are not wanted, as far as the kernel's map holds them.
+        """
+        wanted = frozenset(sorted(but)[: self._not_logged_most])
+        for cgroup_id in wanted - self._not_logged:
+            self._not_logged_map.update(cgroup_id, 1)
+        gone = sorted(self._not_logged - wanted)
+        self._not_logged_map.delete_many(np.array(gone, np.uint64))
+        self._not_logged = wanted
+        _set_log(self.variables, log, but=bool(wanted))
+
+    def know_peers(self, addresses: Set[bytes]) -> None:
+        """Changes which addresses are told apart, of those that ``known_peers`` is about.
+
+        Args:
+            addresses: of 16 bytes each; IPv4 is mapped.
+
+        Raises:
+            BpfError: more than the kernel's map holds.
+        """
+        new, gone = addresses - self._peers, self._peers - addresses
+        if not new and not gone:
+            return
+        for address in _address_keys(new):
+            self._peers_map.update(address, _NAMED)
+        self._peers_map.delete_many(_address_keys(gone))
+        self._peers = frozenset(addresses)
+        self.variables["peers_new"][...] = len(self._unnamed_peers())
+        self.variables["epoch"] += 1  # connections look again
+
+    def _unnamed_peers(self) -> set[bytes]:
+        """Addresses that the kernel programs keep though nobody has named them."""
+        keys, values = self._peers_map.items()
+        return {bytes(address) for address in keys["bytes"][values != _NAMED]}
+
+    def _forget_peers(self, live: npt.NDArray[np.intp]) -> None:
+        """Makes room for other addresses that nobody has named: takes those of no series."""
+        used = {bytes(address) for address in self._info[live]["key"]["peer"]}
+        unnamed = self._unnamed_peers()
+        self._peers_map.delete_many(_address_keys(unnamed - used))
+        self.variables["peers_new"][...] = len(unnamed & used)
 
     def _open_maps(self) -> None:
         self._info = MmapArray.of(self._object.map("series_info")).array
@@ -239,6 +321,9 @@ class HttpSource:
         self._route_counts = HashMap.of(self._object.map("route_counts"))
         self._owners = HashMap.of(self._object.map("owners"))
         self._ignored_map = HashMap.of(self._object.map("ignored"))
+        self._not_logged_map = HashMap.of(self._object.map("log_except"))
+        self._not_logged_most = self._object.map("log_except").max_entries
+        self._peers_map = HashMap.of(self._object.map("peers"))
         self._free_slots = StackMap(self._object.map("free_slots").fd, "u4")
         self._free_chunks = StackMap(self._object.map("free_chunks").fd, "u4")
         self._ring = Ring.of(self._object.map("request_ring"), self._object.dtype("http_request"))
@@ -410,6 +495,11 @@ def _route_texts(keys: npt.NDArray[np.void], values: npt.NDArray[np.void]) -> di
     return found
 
 
+def _address_keys(addresses: Iterable[bytes]) -> npt.NDArray[np.void]:
+    """Keys of the map of peers, shape (n,)."""
+    return np.frombuffer(b"".join(addresses), np.dtype([("bytes", "u1", 16)]))
+
+
 def _check_rights() -> None:
     if os.geteuid() != 0:
         raise PodscopeError(
@@ -455,7 +545,7 @@ def _load_one(name: str, options: HttpOptions, stripes: int) -> BpfObject:
     try:
         program.set_constants(
             with_routes=int(options.routes),
-            with_peers=int(options.peers),
+            with_peers=_PEERS_KNOWN if options.known_peers else int(options.peers),
             stripes=stripes,
             routes_per_workload=options.routes_per_workload,
         )
@@ -467,7 +557,7 @@ def _load_one(name: str, options: HttpOptions, stripes: int) -> BpfObject:
             ("series_values", slots * stripes),
             ("chunks", slots * CHUNKS_PER_SERIES * stripes),
             ("free_chunks", slots * CHUNKS_PER_SERIES),
-            ("request_ring", options.ring_bytes if options.log else 4096),
+            ("request_ring", options.ring_bytes if options.log or options.log_later else 4096),
         ):
             program.resize_map(map_name, entries)
         return program.load()
@@ -491,19 +581,24 @@ def _reasons(enum: dict[str, int]) -> dict[str, int]:
     }
 
 
-_LOG_ON, _LOG_ALL, _LOG_ERRORS, _LOG_SLOW = 1, 2, 4, 8
+_LOG_ON, _LOG_ALL, _LOG_ERRORS, _LOG_SLOW, _LOG_EXCEPT = 1, 2, 4, 8, 16
 _SIDES = {"server": 1, "client": 2}
+# enum peers_kept, and the value of an address in the map of peers that user space has named.
+_PEERS_KNOWN = 2
+_NAMED = 1
 
 
-def _set_log(variables: dict[str, npt.NDArray[Any]], log: RequestLog | None) -> None:
+def _set_log(
+    variables: dict[str, npt.NDArray[Any]], log: RequestLog | None, *, but: bool = False
+) -> None:
     variables["log_flags"][...] = 0
     if log is None:
         return
     flags = _LOG_ON
-    picky = log.errors or log.slower_ns
-    flags |= _LOG_ALL if log.all or not picky else 0
+    flags |= _LOG_ALL if log.takes_all else 0
     flags |= _LOG_ERRORS if log.errors else 0
     flags |= _LOG_SLOW if log.slower_ns else 0
+    flags |= _LOG_EXCEPT if but else 0
     path = (log.path or "").encode()[:64]
     settings = {
         "log_one_in": log.one_in,

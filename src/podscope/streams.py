@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who listens to an agent's rows: which each asked for, and what of them it gets."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
+from dataclasses import field
+from dataclasses import replace
+from typing import TypeVar
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from podscope import wire
+from podscope.batch import Batch
+from podscope.batch import Identity
+from podscope.errors import UsageError
+from podscope.identity.kubernetes_objects import Pod
+from podscope.scope import Has
+from podscope.scope import Scope
+from podscope.sources.http import RequestLog
+
+# Batches that a listener may be behind before it loses some.
+QUEUE = 30
+KINDS = ("http", "request")
+FindPod = Callable[[str], Pod | None]
+T = TypeVar("T")
+
+
+@dataclass(eq=False)
+class Listener:
+    """One who listens: to one kind of rows, of one scope.
+
+    Attributes:
+        kind: of its batches.
+        has: which rows are in its scope.
+        log: which requests it asked for; None: its rows are of another kind.
+    """
+
+    kind: str
+    has: Has
+    log: RequestLog | None
+    batches: queue.Queue[Batch] = field(default_factory=lambda: queue.Queue(QUEUE))
+    passed: int = 0
+
+    def put(self, batch: Batch) -> None:
+        """Gives it a batch; if it is too far behind it loses one, and is told by the reason."""
+        try:
+            self.batches.put_nowait(batch)
+        except queue.Full:
+            self._skip(batch)
+
+    def _skip(self, batch: Batch) -> None:
+        """Makes room by dropping the oldest, whose exchanges count as lost."""
+        try:
+            oldest = self.batches.get_nowait()
+        except queue.Empty:
+            return
+        lost = {"slow_reader": oldest.exchanges()}
+        for reason, count in (*oldest.lost.items(), *batch.lost.items()):
+            lost[reason] = lost.get(reason, 0) + count
+        self.batches.put_nowait(replace(batch, lost=lost))
+
+    def mine(self, batch: Batch, find_pod: FindPod, sampled: int) -> Batch:
+        """Its rows of a batch.
+
+        Args:
+            find_pod: a pod by its uid.
+            sampled: one in so many requests is in the batch already; 0: all are.
+        """
+        asked = [self.has(one, _pod(one, find_pod)) for one in batch.identities]
+        found = batch.where(np.array([*asked, False], dtype=np.bool_)[batch.identity])
+        if self.log is None:
+            return found
+        return found.where(self._taken(found, sampled))
+
+    def _taken(self, batch: Batch, sampled: int) -> npt.NDArray[np.bool_]:
+        """Others may have asked for more: what this one did not ask for, shape (n,)."""
+        assert self.log is not None
+        keep = self.log.takes(batch.rows)
+        if self.log.one_in > 1 and self.log.one_in != sampled:
+            numbers = self.passed + np.cumsum(keep)
+            self.passed += int(keep.sum())
+            keep &= numbers % self.log.one_in == 0
+        return keep
+
+
+def _pod(identity: Identity, find_pod: FindPod) -> Pod | None:
+    return find_pod(identity.pod_uid) if identity.pod_uid else None
+
+
+class Streams:
+    """Sends batches to all who listen, each at its own pace."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._listeners: set[Listener] = set()
+        self._sampled = 0
+        # The agent's, from when it runs.
+        self.find_pod: FindPod = lambda uid: None
+        self.on_change: Callable[[], None] = lambda: None
+
+    def publish(self, batch: Batch, no_requests: Batch | None = None) -> None:
+        """Gives a batch to everyone who asked for its kind.
+
+        Args:
+            no_requests: an empty batch for those who asked for requests: they hear so what was
+                lost, and that the agent is there.
+        """
+        with self._lock:
+            listeners = list(self._listeners)
+        for one in listeners:
+            if one.kind == batch.kind:
+                one.put(batch)
+            elif one.kind == "request" and no_requests is not None:
+                one.put(no_requests)
+
+    def listen(self, kind: str, query: Mapping[str, Sequence[str]]) -> Iterator[bytes]:
+        """Frames of the batches of a kind that are published from now on.
+
+        Args:
+            query: ``scope`` (a `Scope`) and, for requests, ``log`` (a `RequestLog`), as JSON.
+
+        Raises:
+            UsageError: what is asked for cannot be understood.
+        """
+        return self._frames(_listener(kind, query))
+
+    def wanted_log(self) -> tuple[RequestLog | None, tuple[Has, ...]]:
+        """One request log that has all that anyone asked for, and whose requests those are."""
+        with self._lock:
+            listeners = [one for one in self._listeners if one.log is not None]
+            wanted = together([one.log for one in listeners if one.log is not None])
+            self._sampled = wanted.one_in if wanted is not None else 0
+        return wanted, tuple(one.has for one in listeners)
+
+    def close(self) -> None:
+        """Ends what is sent: of all who listen."""
+        with self._lock:
+            listeners, self._listeners = self._listeners, set()
+        for one in listeners:
+            one.put(_END)
+
+    def _frames(self, listener: Listener) -> Iterator[bytes]:
+        with self._lock:
+            self._listeners.add(listener)
+        try:
+            self.on_change()
+            while (batch := listener.batches.get()) is not _END:
+                yield wire.packed(listener.mine(batch, self.find_pod, self._sampled))
+        finally:
+            with self._lock:
+                self._listeners.discard(listener)
+            self.on_change()
+
+
+_END = Batch("", np.zeros(0, "V1"), np.zeros(0, np.uint32), (), 0, 0.0)
+
+
+def _listener(kind: str, query: Mapping[str, Sequence[str]]) -> Listener:
+    unknown = query.keys() - ({"scope", "log"} if kind == "request" else {"scope"})
+    if unknown:
+        raise UsageError(f"{sorted(unknown)[0]}: no such setting; there are scope and log")
+    try:
+        scope = _decoded(query, "scope", Scope)
+        log = _decoded(query, "log", RequestLog) if kind == "request" else None
+    except msgspec.MsgspecError as error:
+        raise UsageError(f"what is asked for cannot be understood: {error}") from None
+    return Listener(kind, scope.rule(), log)
+
+
+def _decoded(query: Mapping[str, Sequence[str]], name: str, kind: type[T]) -> T:
+    return msgspec.json.decode(query.get(name, ["{}"])[-1], type=kind)
+
+
+def together(logs: Sequence[RequestLog]) -> RequestLog | None:
+    """A request log that has at least what each of some has; None for none."""
+    if not logs:
+        return None
+    first = logs[0]
+    same = {one: all(getattr(log, one) == getattr(first, one) for log in logs) for one in _ALIKE}
+    slowest = [log.slower_ns for log in logs if log.slower_ns]
+    return RequestLog(
+        all=any(log.takes_all for log in logs),
+        errors=any(log.errors for log in logs),
+        slower_ns=min(slowest, default=0),
+        one_in=first.one_in if same["one_in"] else 0,
+        path=first.path if same["path"] else None,
+        sides=sorted({side for log in logs for side in log.sides}),
+        ports=_ranges([log.ports for log in logs]),
+        statuses=_ranges([log.statuses for log in logs]),
+    )
+
+
+_ALIKE = ("one_in", "path")
+_Ranges = Sequence[tuple[int, int]] | None
+
+
+def _ranges(asked: Sequence[_Ranges]) -> _Ranges:
+    if any(ranges is None for ranges in asked):
+        return None
+    return [one for ranges in asked for one in ranges or ()]
