@@ -14,11 +14,13 @@ PACKAGE = ROOT / "src" / "podscope"
 ROOMS = (
     {"errors"},
     {"batch", "schema", "red", "filters", "render", "wire"},
+    {"settings"},
     {"kernel"},
     {"sources"},
     {"identity"},
     {"sinks", "store"},
     {"pipeline"},
+    {"config"},
     {"agent", "remote", "deploy"},
     {"commands", "tui", "web", "__main__"},
 )
