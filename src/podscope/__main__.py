@@ -32,7 +32,7 @@ DESCRIPTION = "See every HTTP conversation of this machine from the kernel."
 EPILOG = "'podscope COMMAND --help' tells the flags of a command. Watching needs root."
 
 # What the extra "kubernetes" installs.
-CLUSTER_MODULES = ("httpx", "lightkube", "msgspec", "websockets", "yaml")
+CLUSTER_MODULES = ("httpx", "lightkube", "websockets")
 
 
 class Parser(argparse.ArgumentParser):

@@ -224,6 +224,15 @@ class Agent:
         self._watch.close()
         self.identities.close()
 
+    @property
+    def interval(self) -> float:
+        """Seconds between two batches; a change holds from the next batch on."""
+        return self._watch.interval
+
+    @interval.setter
+    def interval(self, seconds: float) -> None:
+        self._watch.interval = seconds
+
     def __iter__(self) -> Iterator[Batch]:
         for batch in Named(self.identities).follow(self._watch):
             if batch.kind == "http":

@@ -9,7 +9,10 @@ import msgspec
 import pytest
 import yaml
 
+from podscope import settings
 from podscope.__main__ import main
+from podscope.config import Config
+from podscope.config import Interval
 from podscope.deploy import manifests
 from podscope.deploy import states
 from podscope.deploy.installation import _permission
@@ -17,7 +20,14 @@ from podscope.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = ROOT / "deploy" / "base"
-KINDS = ["Namespace", "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "DaemonSet"]
+KINDS = [
+    "Namespace",
+    "ServiceAccount",
+    "ClusterRole",
+    "ClusterRoleBinding",
+    "ConfigMap",
+    "DaemonSet",
+]
 
 
 def agent(*settings, **others):
@@ -90,7 +100,6 @@ def test_settings_go_where_they_belong():
     pod, container = agent(
         "imagePullPolicy=Never",
         "imagePullSecret=mine",
-        "interval=5s",
         "priorityClassName=system-node-critical",
         "resources.limits.cpu=1.5",
         "resources.requests.memory=256Mi",
@@ -101,13 +110,64 @@ def test_settings_go_where_they_belong():
     # THEN
     assert container["imagePullPolicy"] == "Never"
     assert pod["imagePullSecrets"] == [{"name": "mine"}]
-    assert container["args"][-2:] == ["--interval", "5s"]
     assert pod["priorityClassName"] == "system-node-critical"
     assert container["resources"]["limits"]["cpu"] == "1.5"
     assert container["resources"]["requests"]["memory"] == "256Mi"
     assert pod["nodeSelector"]["example.com/pool"] == "web"
     added = container["securityContext"]["capabilities"]["add"]
     assert added == ["BPF", "PERFMON", "NET_ADMIN", "SYS_PTRACE"]
+
+
+def configured(*settings: str, config: str = "") -> str:
+    """The configuration in the ConfigMap."""
+    made = manifests.objects(settings=settings, config=config)
+    return made[KINDS.index("ConfigMap")]["data"][manifests.CONFIG]
+
+
+def test_agent_reads_the_configuration_of_the_configmap():
+    # GIVEN / WHEN
+    pod, container = agent()
+    mount = next(one for one in container["volumeMounts"] if one["name"] == "config")
+
+    # THEN the directory is mounted: a single file would not change with the ConfigMap
+    assert f"{mount['mountPath']}/{manifests.CONFIG}" in container["args"]
+    assert "subPath" not in mount
+    assert {"name": "config", "configMap": {"name": "podscope-agent"}} in pod["volumes"]
+    assert load_config(configured()) == Config()
+
+
+def load_config(text: str) -> Config:
+    return settings.decoded(settings.from_yaml(text, "config.yaml"), Config)
+
+
+def test_a_setting_of_the_configuration_goes_into_the_configmap():
+    assert load_config(configured("interval=5s")) == Config(interval=Interval(5))
+
+
+def test_a_configuration_file_is_taken_as_it_is_and_set_goes_before_it(tmp_path):
+    # GIVEN
+    file = tmp_path / "mine.yaml"
+    file.write_text("# mine\ninterval: 7s\nnode: x\n")
+
+    # WHEN / THEN
+    assert configured(config=str(file)) == file.read_text()
+    told = load_config(configured("interval=9s", config=str(file)))
+    assert (told.interval, told.node) == (9, "x")
+
+
+def test_a_wrong_configuration_file_is_refused_before_anything_is_made(tmp_path, capsys):
+    # GIVEN
+    file = tmp_path / "mine.yaml"
+    file.write_text("interval: 7s\nnodes: x\n")
+
+    # WHEN
+    code = main(["install", "--dry-run", "--config", str(file)])
+
+    # THEN
+    assert code == 2
+    told = capsys.readouterr()
+    assert told.err == f"podscope: {file}:2: unknown key 'nodes' (did you mean 'node'?)\n"
+    assert told.out == ""
 
 
 @pytest.mark.parametrize("key", list(manifests.SETTINGS))
@@ -132,6 +192,7 @@ def test_setting_is_in_the_reference(key):
         "imagePullPolicy=Sometimes",
         "interval=1ms",
         "interval=soon",
+        "node=x",
         "resources.limits.cpu=many",
         "resources.limits.disk=1Gi",
         "nodeSelector.=web",

@@ -9,11 +9,12 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
-from podscope import filters
-from podscope.commands.http import add_interval
-from podscope.commands.http import interval_ns
+from podscope.commands.configured import add_config
+from podscope.commands.configured import add_interval
+from podscope.commands.configured import add_listen
+from podscope.commands.configured import follow
+from podscope.commands.configured import load
 from podscope.commands.lifetime import Lifetime
-from podscope.commands.up import add_listen
 from podscope.commands.up import pages
 from podscope.errors import UsageError
 from podscope.sinks import http_server
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import argparse
 
     from podscope.agent import Agent
+    from podscope.config import Config
     from podscope.streams import Streams
 
 HELP = "Watch this node of a Kubernetes cluster; 'podscope install' runs it on every node."
@@ -32,27 +34,24 @@ STREAM_HOST = "127.0.0.1"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
+    parser.add_argument("--kubeconfig", metavar="FILE", help="default: the pod's service account")
     parser.add_argument(
-        "--kubeconfig", metavar="FILE", default="", help="default: the pod's service account"
-    )
-    parser.add_argument(
-        "--context", metavar="NAME", default="", help="of the kubeconfig (default: the current one)"
+        "--context", metavar="NAME", help="of the kubeconfig (default: the current one)"
     )
     parser.add_argument(
         "--node",
         metavar="NAME",
-        default=os.environ.get("NODE_NAME", ""),
         help="this node's name (default: NODE_NAME, else the host's name)",
     )
     add_listen(parser)
     add_interval(parser)
+    add_config(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Watch until a signal."""
-    address = filters.address(args.listen, "--listen")
-    interval = interval_ns(args) / 1e9
-    node = args.node or socket.gethostname()
+    config = load(args)
+    node = config.node or os.environ.get("NODE_NAME") or socket.gethostname()
     from podscope.agent import Agent
     from podscope.identity.kubernetes_client import find_server
     from podscope.remote import STREAM_PATH
@@ -60,16 +59,21 @@ def run(args: argparse.Namespace) -> int:
     from podscope.streams import KINDS
     from podscope.streams import Streams
 
-    server = find_server(args.kubeconfig, args.context)
+    server = find_server(config.kubeconfig, config.context)
     totals = prometheus.Totals()
     streams = Streams()
     counted = threading.Event()
+
+    def take(changed: Config) -> None:
+        agent.interval = float(changed.interval)
+
     stream_pages = {f"{STREAM_PATH}{kind}": _stream(streams, kind) for kind in KINDS}
     with (
         Lifetime() as lifetime,
         http_server.HttpServer((STREAM_HOST, STREAM_PORT), stream_pages),
-        Agent(server, node, streams, interval) as agent,
-        http_server.HttpServer(address, _pages(totals, counted, agent)) as served,
+        Agent(server, node, streams, float(config.interval)) as agent,
+        http_server.HttpServer(config.listen.pair, _pages(totals, counted, agent)) as served,
+        follow(args, config, take),
     ):
         lifetime.begin(agent.stop)
         print(f"podscope: watching node {node}; metrics on http://{served.address}/metrics")

@@ -29,7 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         action="append",
         default=[],
-        help="a setting, as imagePullPolicy=Always; may be given more than once",
+        help="a setting, as interval=5s; may be given more than once",
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", default="", help="the configuration of the agents, in YAML"
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="only tell what would be made; asks no cluster"
@@ -86,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("-o yaml: only together with --dry-run")
     from podscope.deploy import manifests
 
-    wanted = manifests.objects(args.namespace, args.image, args.set)
+    wanted = manifests.objects(args.namespace, args.image, args.set, args.config)
     if args.dry_run:
         names = "".join(f"{manifests.title(one)}\n" for one in wanted)
         print(manifests.as_yaml(wanted) if args.output == "yaml" else names, end="")

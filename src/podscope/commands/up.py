@@ -11,13 +11,15 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 from typing import TextIO
 
-from podscope import filters
 from podscope import render
+from podscope.commands.configured import add_config
+from podscope.commands.configured import add_interval
+from podscope.commands.configured import add_listen
+from podscope.commands.configured import follow
+from podscope.commands.configured import load
 from podscope.commands.http import Options
 from podscope.commands.http import Run
-from podscope.commands.http import add_interval
 from podscope.commands.http import frame
-from podscope.commands.http import interval_ns
 from podscope.commands.http import live
 from podscope.commands.lifetime import Lifetime
 from podscope.sinks import http_server
@@ -27,9 +29,9 @@ if TYPE_CHECKING:
     import argparse
 
     from podscope.batch import Batch
+    from podscope.config import Config
 
 HELP = "Watch this machine: a live table here, Prometheus metrics at /metrics. Ctrl-C ends it."
-LISTEN = "127.0.0.1:9435"
 # A log of the output should not fill a disk.
 PLAIN_SECONDS = 10.0
 # This command has no flags to choose rows by.
@@ -40,35 +42,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     add_listen(parser)
     add_interval(parser)
-
-
-def add_listen(parser: argparse.ArgumentParser) -> None:
-    """Declare --listen."""
-    parser.add_argument(
-        "--listen",
-        metavar="ADDRESS",
-        default=LISTEN,
-        help=f"where /metrics, /healthz and /readyz are (default: {LISTEN})",
-    )
+    add_config(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Watch until a signal."""
-    address = filters.address(args.listen, "--listen")
-    interval = interval_ns(args) / 1e9
+    config = load(args)
     from podscope.pipeline import watch
+
+    def take(changed: Config) -> None:
+        watched.interval = float(changed.interval)
 
     totals = prometheus.Totals()
     ready = threading.Event()
     # The port first: if it is taken, nothing was attached.
     with (
         Lifetime() as lifetime,
-        http_server.HttpServer(address, pages(totals, ready)) as server,
-        watch(kinds=("http",), interval=interval) as watched,
+        http_server.HttpServer(config.listen.pair, pages(totals, ready)) as server,
+        watch(kinds=("http",), interval=float(config.interval)) as watched,
+        follow(args, config, take),
     ):
         lifetime.begin(watched.stop)
         batches = counted(watched, totals, watched.lost, watched.cost, ready)
-        show(batches, watched.lost, Options(interval=interval), sys.stdout, server.address)
+        chosen = Options(interval=float(config.interval))
+        show(batches, watched.lost, chosen, sys.stdout, server.address)
     return 0
 
 

@@ -41,6 +41,7 @@ _PLACES = {
     "ServiceAccount": "api/v1/namespaces/{}/serviceaccounts",
     "ClusterRole": "apis/rbac.authorization.k8s.io/v1/clusterroles",
     "ClusterRoleBinding": "apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
+    "ConfigMap": "api/v1/namespaces/{}/configmaps",
     "DaemonSet": "apis/apps/v1/namespaces/{}/daemonsets",
 }
 # forbiddenMessage() in k8s.io/apiserver/pkg/endpoints/handlers/responsewriters.

@@ -12,8 +12,14 @@ from typing import Any
 import msgspec
 
 from podscope import __version__
-from podscope import filters
+from podscope.config import Config
+from podscope.config import read_file
 from podscope.errors import UsageError
+from podscope.settings import Layer
+from podscope.settings import Setting
+from podscope.settings import decoded
+from podscope.settings import from_yaml
+from podscope.settings import settings_of
 
 DIRECTORY = Path(__file__).parent
 NAMESPACE = "podscope"
@@ -23,8 +29,12 @@ FILES = (
     "service-account.yaml",
     "cluster-role.yaml",
     "cluster-role-binding.yaml",
+    "config-map.yaml",
     "daemon-set.yaml",
 )
+CONFIG = "config.yaml"
+# The manifest says them, or the agent finds them: no setting of a configuration in a cluster.
+FIXED = ("listen", "node", "kubeconfig", "context")
 NAME_LABEL = "app.kubernetes.io/name"
 MANAGED_LABEL = "app.kubernetes.io/managed-by"
 VERSION_LABEL = "app.kubernetes.io/version"
@@ -42,14 +52,15 @@ _CAPABILITIES = r"[A-Z][A-Z_]*(,[A-Z][A-Z_]*)*"
 
 
 def objects(
-    namespace: str = NAMESPACE, image: str = "", settings: Sequence[str] = ()
+    namespace: str = NAMESPACE, image: str = "", settings: Sequence[str] = (), config: str = ""
 ) -> tuple[Object, ...]:
     """All objects, in the order in which they are to be made.
 
     Args:
         namespace: where the agents are to be.
         image: of the agents; empty for the manifest's.
-        settings: ``key=value``, of the keys in SETTINGS.
+        settings: ``key=value``, of the keys in SETTINGS and of those of the configuration.
+        config: file with the configuration of the agents; empty for the manifest's.
 
     Raises:
         UsageError: no such key, or a value that cannot be.
@@ -66,9 +77,36 @@ def objects(
     _label(template["metadata"])
     if image:
         template["spec"]["containers"][0]["image"] = image
-    for text in settings:
+    texts = _configured(made[-2], config, settings)
+    for text in texts:
         _set(template["spec"], text)
     return made
+
+
+def config_settings() -> tuple[Setting, ...]:
+    """Settings of the configuration that ``--set`` knows."""
+    return tuple(one for one in settings_of(Config) if one.name not in FIXED)
+
+
+def _configured(config_map: Object, file: str, settings: Sequence[str]) -> list[str]:
+    """Puts the configuration into its ConfigMap; gives back the settings that are not its own."""
+    if file:
+        decoded(read_file(file), Config)
+        config_map["data"][CONFIG] = Path(file).read_text(encoding="utf-8")
+    known = {one.name: one for one in config_settings()}
+    layer, others = Layer(), []
+    for text in settings:
+        key, equals, value = text.partition("=")
+        if equals and key in known:
+            layer = known[key].layer(value, f"--set {key}").over(layer)
+        else:
+            others.append(text)
+    if layer.values:
+        below = from_yaml(config_map["data"][CONFIG], file or CONFIG)
+        whole = layer.over(below)
+        decoded(whole, Config)
+        config_map["data"][CONFIG] = msgspec.yaml.encode(whole.values).decode()
+    return others
 
 
 def as_yaml(documents: Sequence[Object]) -> str:
@@ -102,9 +140,10 @@ def _set(pod: Object, text: str) -> None:
     # The key of a label may have dots and slashes.
     group = "nodeSelector.KEY" if key.startswith("nodeSelector.") else key
     if not equals or group not in SETTINGS:
+        names = (*SETTINGS, *(one.name for one in config_settings()))
         raise UsageError(
             f"--set: no such setting: {text!r}; write it as key=value, with a key of "
-            f"{', '.join(SETTINGS)}"
+            f"{', '.join(names)}"
         )
     form, example, put = SETTINGS[group]
     if not re.fullmatch(form, value):
@@ -123,11 +162,6 @@ def _set_pull_policy(pod: Object, _: str, value: str) -> None:
 
 def _set_pull_secret(pod: Object, _: str, value: str) -> None:
     pod["imagePullSecrets"] = [{"name": value}]
-
-
-def _set_interval(pod: Object, _: str, value: str) -> None:
-    filters.duration_ns(value, "--set interval", least_ns=100 * 10**6)
-    _agent(pod)["args"] += ["--interval", value]
 
 
 def _set_priority(pod: Object, _: str, value: str) -> None:
@@ -155,7 +189,6 @@ def _add_capabilities(pod: Object, _: str, value: str) -> None:
 SETTINGS: dict[str, tuple[str, str, Callable[[Object, str, str], None]]] = {
     "imagePullPolicy": ("|".join(PULL_POLICIES), "IfNotPresent", _set_pull_policy),
     "imagePullSecret": (_DNS_NAME, "my-registry", _set_pull_secret),
-    "interval": (".+", "5s", _set_interval),
     "priorityClassName": (_DNS_NAME, "system-node-critical", _set_priority),
     "resources.requests.cpu": (_QUANTITY, "100m", _set_resource),
     "resources.requests.memory": (_QUANTITY, "256Mi", _set_resource),
