@@ -28,10 +28,24 @@ class MissingLibrary(PodscopeError, ImportError):
 
 @dataclass(frozen=True)
 class Service:
-    """A Service of Kubernetes that leads to a pod, and to which ports of the pod."""
+    """A Service of Kubernetes that leads to a pod.
+
+    Attributes:
+        ports: those of the pod that it leads to; none: all.
+        published: for each of them the Service's own; 0: not known.
+    """
 
     name: str
     ports: tuple[int, ...] = ()
+    published: tuple[int, ...] = ()
+
+    def leads_to(self, port: int) -> bool:
+        """Whether what comes to a port of the pod may have come through it."""
+        return not self.ports or port in self.ports
+
+    def port_of(self, port: int) -> int:
+        """The Service's port that leads to a port of the pod; 0: not known."""
+        return dict(zip(self.ports, self.published, strict=False)).get(port, 0)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from podscope.batch import Identity
+from podscope.batch import Service
 from podscope.schema import DIMENSIONS
 from podscope.schema import IMPLIED
 from podscope.schema import NAMELESS
@@ -136,7 +137,7 @@ def group(batch: Batch, by: Sequence[str], *, buckets: bool = True) -> Groups:
     rows, index = batch.rows, batch.identity.astype(np.int64)
     identities, whose = batch.identities, dict.fromkeys(OF_IDENTITY, index) | peers_of(batch)
     if "service" in by:
-        place, identities, service = _services(batch)
+        place, identities, service = _services(batch, with_port="port" in by)
         rows = rows[place]
         whose = {name: places[place] for name, places in whose.items()} | {"service": service}
     keys = rows["key"]
@@ -171,11 +172,14 @@ def _without_named_addresses(
 
 
 def _services(
-    batch: Batch,
+    batch: Batch, *, with_port: bool
 ) -> tuple[npt.NDArray[np.intp], tuple[Identity, ...], npt.NDArray[np.int64]]:
     """Each row once for each Service that it came through, once where there is none.
 
     Only what a server answered on a port that the Service leads to is the Service's.
+
+    Args:
+        with_port: tell the ports of a Service apart.
 
     Returns:
         Positions of the rows, shape (m,), the identities with those of Services behind them, and
@@ -183,24 +187,29 @@ def _services(
     """
     keys = batch.rows["key"]
     of_servers = (keys["side"] == SERVER).tolist()
-    known: dict[tuple[str, str], int] = {}
+    known: dict[tuple[str, str, int], int] = {}
     places: list[int] = []
     found: list[int] = []
     rows = zip(batch.identity.tolist(), keys["port"].tolist(), of_servers, strict=True)
     for place, (index, port, of_server) in enumerate(rows):
         identity = batch.identities[index]
         names = [
-            (identity.namespace, service.name)
+            (identity.namespace, service.name, service.port_of(port) if with_port else 0)
             for service in identity.services
-            if of_server and (port in service.ports or not service.ports)
+            if of_server and service.leads_to(port)
         ]
         numbers = [known.setdefault(name, len(known)) for name in names] or [-1]
         places += [place] * len(numbers)
         found += numbers
-    added = tuple(Identity("service", name, namespace=space) for space, name in known)
+    added = tuple(_service(*name) for name in known)
     service = np.array(found, dtype=np.int64)
     service[service >= 0] += len(batch.identities)
     return np.array(places, dtype=np.intp), batch.identities + added, service
+
+
+def _service(namespace: str, name: str, port: int) -> Identity:
+    itself = (Service(name, published=(port,)),) if port else ()
+    return Identity("service", name, namespace=namespace, services=itself)
 
 
 def _answered(rows: Array) -> npt.NDArray[np.uint64]:

@@ -81,7 +81,7 @@ ON_HOST = (*(name for name in PLAIN if name not in _OF_CLUSTER), "address")
 OWNERS = ("deployment", "statefulset", "daemonset", "replicaset", "cronjob", "job")
 # Dimensions that are read from the identities, and when two identities are the same for them.
 OF_IDENTITY: dict[str, Callable[[Identity], tuple[str, ...]]] = {
-    "service": lambda one: (one.namespace, one.name),
+    "service": lambda one: (one.namespace, one.name, _service_port(one)),
     "workload": lambda one: (
         one.kind,
         one.name,
@@ -106,6 +106,12 @@ IMPLIED = {
 }
 # A peer of these kinds has no name of its own.
 NAMELESS = ("external", "unknown")
+
+
+def _service_port(service: Identity) -> str:
+    """The port of the identity of a Service, as text; empty if it has none."""
+    told = service.kind == "service" and service.services
+    return str(told[0].published[0]) if told else ""
 
 
 def with_implied(by: Sequence[str]) -> set[str]:
@@ -653,6 +659,14 @@ HTTP: tuple[Field, ...] = (
         "service",
         _of("service", lambda identity: identity.name),
         "Service whose endpoint answered, on the server side; only with --by service",
+        label=False,
+    ),
+    _attribute(
+        "podscope.service.port",
+        "identity.services",
+        "service",
+        _of("service", _service_port),
+        "port of the Service; only with --by service,port",
         label=False,
     ),
     *_WORKLOAD,

@@ -124,7 +124,8 @@ def _told(identity: Identity) -> dict[str, Any]:
 
 def _identity(told: dict[str, Any]) -> Identity:
     services = tuple(
-        Service(str(one["name"]), tuple(map(int, one["ports"]))) for one in told.get("services", ())
+        Service(str(one["name"]), tuple(map(int, one["ports"])), tuple(map(int, one["published"])))
+        for one in told.get("services", ())
     )
     return Identity(**{"kind": "", "name": "", **told, "services": services})
 

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
+from records import cluster_batch
 from records import shop_batch
 
 from podscope import schema
@@ -129,6 +130,7 @@ def exposed() -> str:
     """OpenMetrics text with every metric: both sides, all costs, some loss."""
     totals = prometheus.Totals()
     totals.add(shop_batch())
+    totals.add(cluster_batch())
     costs = ("cpu_seconds", "resident_bytes", "kernel_runs", "kernel_seconds")
     totals.tell({"joined": 1}, dict.fromkeys(costs, 1.0))
     return b"".join(totals.expose(openmetrics=True)).decode()
@@ -142,7 +144,7 @@ def test_every_metric_is_in_the_reference_with_its_type():
     metrics = re.findall(r"^# TYPE (\S+) (\w+)$", exposed(), re.M)
 
     # THEN
-    assert len(metrics) == 12
+    assert len(metrics) == 15
     documented = re.findall(r"^\| `(\w+)` \| (\w+) ", table, re.M)
     assert sorted(documented) == sorted(metrics)
 
@@ -155,7 +157,9 @@ def test_every_label_is_in_the_reference():
     documented = set(first_cells(section(METRICS, "Labels")))
 
     # THEN
-    possible = {field.label_name for field in schema.HTTP if field.label}
+    possible = {
+        field.label_name for field in schema.HTTP if field.label or field.dimension == "service"
+    }
     assert documented == labels | possible | {"otel_metric_overflow"}
 
 

@@ -15,6 +15,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as text_format
 
 from podscope.batch import Identity
+from podscope.batch import Service
 from podscope.sinks import prometheus
 
 DURATION = "http_server_request_duration_seconds"
@@ -207,9 +208,50 @@ def test_memory_is_bounded_whatever_comes():
 
     # THEN
     assert len(totals) == 50
-    assert len(totals._labels) == 52
-    assert len(totals._place_of_key) <= 4 * 52
+    assert len(totals._labels) == 53
+    assert len(totals._place_of_key) <= 4 * 53
     assert sum(value for _, value in samples(totals)[f"{DURATION}_count"]) == 3000
+
+
+SERVICE = "podscope_service_request_duration_seconds"
+
+
+def test_what_is_by_service_is_a_family_of_its_own():
+    # GIVEN two pods, of which both stand behind one Service, one behind another
+    batch = records.cluster_batch()
+    web = Service("web", (80, 8080), (8000, 8001))
+    both = replace(records.WEB_B, services=(web, Service("all")))
+    batch = replace(batch, identities=(replace(records.WEB_A, services=(web,)), both, records.BARE))
+
+    # WHEN
+    totals = of(batch)
+    found = samples(totals)
+
+    # THEN sums over pods count each exchange once, and those of a Service all of its own
+    by_pod = sum(value for _, value in found[f"{DURATION}_count"])
+    by_service = {}
+    for labels, value in found[f"{SERVICE}_count"]:
+        key = (labels["k8s_service_name"], labels.get("podscope_service_port"))
+        by_service[key] = by_service.get(key, 0) + value
+    assert by_pod == 55
+    assert by_service == {("web", "8000"): 40, ("web", "8001"): 15, ("all", None): 15}
+    assert not any("k8s_service_name" in labels for labels, _ in found[f"{DURATION}_count"])
+    assert "k8s_pod_name" not in found[f"{SERVICE}_count"][0][0]
+
+
+def test_services_that_do_not_fit_are_not_lost_twice():
+    # GIVEN room for the pods alone
+    totals = of(records.cluster_batch(), series=5)
+
+    # WHEN
+    found = samples(totals)
+
+    # THEN
+    lost = {labels["reason"]: value for labels, value in found["podscope_lost_total"]}
+    assert lost == {"metric_series_full": 0}
+    assert [(labels, value) for labels, value in found[f"{SERVICE}_count"]] == [
+        ({"otel_metric_overflow": "true"}, 55)
+    ]
 
 
 @given(

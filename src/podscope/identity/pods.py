@@ -141,9 +141,19 @@ class PodIdentities:
             pod=pod.metadata.name,
             pod_uid=pod.metadata.uid,
             container=container.name if container else "",
-            services=tuple(
-                Service(name, ports) for name, ports in self._cluster.target_ports(pod).items()
-            ),
+            services=self._services(pod),
+        )
+
+    def _services(self, pod: Pod) -> tuple[Service, ...]:
+        targets = self._cluster.target_ports(pod)
+        published = {
+            (one.name, port): one.port
+            for port in {port for ports in targets.values() for port in ports}
+            for one in self._cluster.service_ports(pod, port)
+        }
+        return tuple(
+            Service(name, ports, tuple(published.get((name, port), 0) for port in ports))
+            for name, ports in targets.items()
         )
 
     def _container(self, cgroup_id: int) -> ContainerPath | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,14 +31,23 @@ IDLE_NS = 3600 * 10**9
 # No pid and no peer: labels that change with each restart make series without end.
 _BY = tuple(name for name in schema.PLAIN if name not in ("pid", "peer"))
 _FIELDS = tuple(field for field in schema.HTTP if field.label)
+# By Service: a family of its own, since a pod can stand behind several.
+_BY_SERVICE = ("service", "port", "method", "route", "status", "version")
+_SERVICE_FIELDS = tuple(
+    field
+    for field in schema.told(schema.HTTP, _BY_SERVICE)
+    if field.label or field.dimension == "service"
+)
 # OpenTelemetry's mark for the series that takes what no longer fits.
 _OVERFLOW = 'otel_metric_overflow="true"'
 _OVERFLOW_REASON = "metric_series_full"
-_SIDES = ("server", "client")
+_FAMILIES = ("server", "client", "service")
+_SERVICE = _FAMILIES.index("service")
 _BOUNDS = (*(str(bound) for bound in red.CLASSIC_BOUNDS), "+Inf")
 _SERIES_AT_ONCE = 256
 
 Counts = npt.NDArray[np.uint64]
+Array = schema.Array
 
 
 @dataclass(frozen=True)
@@ -45,7 +55,7 @@ class _Snapshot:
     """Totals at one moment; ``labels`` is empty for places that hold no series."""
 
     labels: list[str]
-    client: npt.NDArray[np.bool_]
+    family: npt.NDArray[np.uint8]
     le: Counts
     sums: Counts
     series: int
@@ -56,24 +66,24 @@ class _Snapshot:
 class Totals:
     """Totals of every series, safe to read from another thread.
 
-    Memory is bounded: beyond ``series`` label sets, exchanges go to one series a side with the
+    Memory is bounded: beyond ``series`` label sets, exchanges go to one series a family with the
     label ``otel_metric_overflow``, and are counted as lost for ``metric_series_full``.
     """
 
     def __init__(self, series: int = SERIES, idle_ns: int = IDLE_NS) -> None:
         self._lock = threading.Lock()
-        self._limit = series + len(_SIDES)
+        self._limit = series + len(_FAMILIES)
         self._idle_ns = idle_ns
-        # The first two places are the overflow series.
-        self._labels = [_OVERFLOW] * len(_SIDES)
+        # The first places are the overflow series.
+        self._labels = [_OVERFLOW] * len(_FAMILIES)
         self._free: list[int] = []
-        self._place_of_labels: dict[tuple[bool, str], int] = {}
+        self._place_of_labels: dict[tuple[int, str], int] = {}
         self._place_of_key: dict[tuple[object, ...], int] = {}
-        self._client = np.array([False, True])
-        self._le = np.zeros((2, len(_BOUNDS)), dtype=np.uint64)
+        self._family = np.arange(len(_FAMILIES), dtype=np.uint8)
+        self._le = np.zeros((len(_FAMILIES), len(_BOUNDS)), dtype=np.uint64)
         # sum_ns, request_bytes, response_bytes
-        self._sums = np.zeros((2, 3), dtype=np.uint64)
-        self._seen_ns = np.zeros(2, dtype=np.int64)
+        self._sums = np.zeros((len(_FAMILIES), 3), dtype=np.uint64)
+        self._seen_ns = np.zeros(len(_FAMILIES), dtype=np.int64)
         self._lost: dict[str, int] = {}
         self._cost: dict[str, float] = {}
         self._overflowed = 0
@@ -88,12 +98,25 @@ class Totals:
         groups = red.group(batch, _BY, buckets=False)
         groups.keys["pid"] = 0
         with self._lock:
-            places = self._places(groups, batch.time_ns)
-            np.add.at(self._le, places, groups.le)
-            sums = (groups.sum_ns, groups.request_bytes, groups.response_bytes)
-            np.add.at(self._sums, places, np.stack(sums, axis=1))
-            self._seen_ns[places] = batch.time_ns
-            self._overflowed += int(groups.count[places < len(_SIDES)].sum())
+            self._add(groups, groups.keys["side"] == schema.CLIENT, batch.time_ns)
+        if any(identity.services for identity in batch.identities):
+            self._add_services(batch)
+
+    def _add_services(self, batch: Batch) -> None:
+        groups = red.group(batch, _BY_SERVICE, buckets=False)
+        groups = groups.take(groups.whose["service"] >= 0)
+        with self._lock:
+            self._add(groups, np.full(len(groups), _SERVICE), batch.time_ns)
+
+    def _add(self, groups: red.Groups, families: Array, now_ns: int) -> None:
+        places = self._places(groups, families.astype(np.uint8), now_ns)
+        np.add.at(self._le, places, groups.le)
+        sums = (groups.sum_ns, groups.request_bytes, groups.response_bytes)
+        np.add.at(self._sums, places, np.stack(sums, axis=1))
+        self._seen_ns[places] = now_ns
+        # What stands behind a Service is counted for its pod already.
+        beyond = (places < len(_FAMILIES)) & (families != _SERVICE)
+        self._overflowed += int(groups.count[beyond].sum())
 
     def tell(self, lost: Mapping[str, int], cost: Mapping[str, float]) -> None:
         """Set what was lost since the start, by reason, and the agent's own cost.
@@ -109,8 +132,8 @@ class Totals:
     def expose(self, *, openmetrics: bool) -> Iterator[bytes]:
         """The exposition, piece by piece, of the totals when the first piece is taken."""
         shot = self._snapshot()
-        for side, name in enumerate(_SIDES):
-            yield from _side_metrics(shot, bool(side), name, openmetrics)
+        for family, name in enumerate(_NAMES):
+            yield from _family_metrics(shot, family, name, openmetrics)
         yield _agent_metrics(shot, openmetrics)
         if openmetrics:
             yield b"# EOF\n"
@@ -119,7 +142,7 @@ class Totals:
         with self._lock:
             return _Snapshot(
                 labels=list(self._labels),
-                client=self._client[: len(self._labels)].copy(),
+                family=self._family[: len(self._labels)].copy(),
                 le=self._le[: len(self._labels)].copy(),
                 sums=self._sums[: len(self._labels)].copy(),
                 series=len(self),
@@ -127,9 +150,9 @@ class Totals:
                 cost=dict(self._cost),
             )
 
-    def _places(self, groups: red.Groups, now_ns: int) -> npt.NDArray[np.intp]:
+    def _places(self, groups: red.Groups, families: Array, now_ns: int) -> npt.NDArray[np.intp]:
         """The place of each group's series, new ones included, shape (n,)."""
-        keys = _keys(groups)
+        keys = list(zip(families.tolist(), _keys(groups), strict=True))
         places = np.array([self._place_of_key.get(key, -1) for key in keys], dtype=np.intp)
         unknown = np.flatnonzero(places < 0)
         if len(unknown) == 0:
@@ -138,21 +161,21 @@ class Totals:
         if len(self._place_of_key) > 4 * self._limit:
             self._place_of_key.clear()
         fresh = groups.take(unknown)
-        client = (fresh.keys["side"] == schema.CLIENT).tolist()
+        fields = _SERVICE_FIELDS if "service" in groups.by else _FIELDS
         may_evict = True
         held = set(places.tolist())
-        for at, is_client, labels in zip(
-            unknown.tolist(), client, _label_texts(fresh), strict=True
+        for at, family, labels in zip(
+            unknown.tolist(), families[unknown].tolist(), _label_texts(fresh, fields), strict=True
         ):
-            place = self._place_of_labels.get((is_client, labels), -1)
+            place = self._place_of_labels.get((family, labels), -1)
             if place < 0 and not self._room() and may_evict:
                 self._evict(now_ns, held)
                 may_evict = False
             if place < 0 and self._room():
-                place = self._take_place(is_client, labels)
+                place = self._take_place(family, labels)
             if place < 0:
                 # Not remembered: there may be room for it later.
-                place = int(is_client)
+                place = family
             else:
                 self._place_of_key[keys[at]] = place
                 held.add(place)
@@ -162,22 +185,22 @@ class Totals:
     def _room(self) -> bool:
         return bool(self._free) or len(self._labels) < self._limit
 
-    def _take_place(self, is_client: bool, labels: str) -> int:
+    def _take_place(self, family: int, labels: str) -> int:
         if self._free:
             place = self._free.pop()
             self._labels[place] = labels
         else:
             place = len(self._labels)
             self._labels.append(labels)
-            if place == len(self._client):
+            if place == len(self._family):
                 self._grow()
-        self._client[place] = is_client
-        self._place_of_labels[is_client, labels] = place
+        self._family[place] = family
+        self._place_of_labels[family, labels] = place
         return place
 
     def _grow(self) -> None:
-        more = min(2 * len(self._client), self._limit) - len(self._client)
-        self._client = np.concatenate([self._client, np.zeros(more, dtype=np.bool_)])
+        more = min(2 * len(self._family), self._limit) - len(self._family)
+        self._family = np.concatenate([self._family, np.zeros(more, dtype=np.uint8)])
         self._le = np.concatenate([self._le, np.zeros((more, len(_BOUNDS)), dtype=np.uint64)])
         self._sums = np.concatenate([self._sums, np.zeros((more, 3), dtype=np.uint64)])
         self._seen_ns = np.concatenate([self._seen_ns, np.zeros(more, dtype=np.int64)])
@@ -185,12 +208,12 @@ class Totals:
     def _evict(self, now_ns: int, held: set[int]) -> None:
         """Free the places of idle series; to Prometheus they go stale, then begin at zero."""
         idle = np.flatnonzero(self._seen_ns < now_ns - self._idle_ns).tolist()
-        gone = [place for place in idle if place >= len(_SIDES) and place not in held]
+        gone = [place for place in idle if place >= len(_FAMILIES) and place not in held]
         gone = [place for place in gone if place < len(self._labels) and self._labels[place]]
         if not gone:
             return
         for place in gone:
-            del self._place_of_labels[bool(self._client[place]), self._labels[place]]
+            del self._place_of_labels[int(self._family[place]), self._labels[place]]
             self._labels[place] = ""
         self._le[gone] = 0
         self._sums[gone] = 0
@@ -216,12 +239,12 @@ def _owner_keys(
     return [parts[place] for place in places.tolist()]
 
 
-def _label_texts(groups: red.Groups) -> list[str]:
+def _label_texts(groups: red.Groups, fields: Sequence[schema.Field]) -> list[str]:
     """``name="value",...`` of each group, names sorted, without the braces."""
-    columns = schema.read(_FIELDS, groups.labels(), groups.by)
+    columns = schema.read(fields, groups.labels(), groups.by)
     parts = {
         field.label_name: _label_column(field.label_name, columns[field.name].tolist())
-        for field in _FIELDS
+        for field in fields
     }
     parts["url_scheme"] = ['url_scheme="http"'] * len(groups)
     rows = zip(*(parts[name] for name in sorted(parts)), strict=True)
@@ -238,18 +261,38 @@ def _escaped(value: str) -> str:
     return value.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
 
 
-def _side_metrics(
-    shot: _Snapshot, is_client: bool, side: str, openmetrics: bool
+@dataclass(frozen=True)
+class _Name:
+    """What the metrics of a family are called, and of what they are."""
+
+    duration: str
+    bodies: str
+    text: str
+
+
+_NAMES = (
+    _Name("http_server_request_duration_seconds", "podscope_http_server", "HTTP server requests"),
+    _Name("http_client_request_duration_seconds", "podscope_http_client", "HTTP client requests"),
+    _Name(
+        "podscope_service_request_duration_seconds",
+        "podscope_service",
+        "HTTP requests that the endpoints of a Service answered",
+    ),
+)
+
+
+def _family_metrics(
+    shot: _Snapshot, family: int, called: _Name, openmetrics: bool
 ) -> Iterator[bytes]:
     counts = shot.le.sum(axis=1, dtype=np.uint64)
     used = np.array([bool(labels) for labels in shot.labels])
-    mine = np.flatnonzero(used & (shot.client == is_client) & (counts > 0))
+    mine = np.flatnonzero(used & (shot.family == family) & (counts > 0))
     if len(mine) == 0:
         return
     # Percent signs: the templates are formatted with %.
     labels = [shot.labels[place].replace("%", "%%") for place in mine.tolist()]
-    name = f"http_{side}_request_duration_seconds"
-    yield _head(name, "histogram", "seconds", f"Duration of HTTP {side} requests.", openmetrics)
+    name = called.duration
+    yield _head(name, "histogram", "seconds", f"Duration of {called.text}.", openmetrics)
     template = "".join(f'{name}_bucket{{@,le="{bound}"}} %d\n' for bound in _BOUNDS)
     template += f"{name}_sum{{@}} %r\n{name}_count{{@}} %d\n"
     cumulative = np.cumsum(shot.le[mine], axis=1, dtype=np.uint64)
@@ -257,8 +300,8 @@ def _side_metrics(
     rows = zip(cumulative.tolist(), seconds.tolist(), cumulative[:, -1].tolist(), strict=True)
     yield from _blocks(template, labels, ((*le, total, count) for le, total, count in rows))
     for column, what in ((1, "request"), (2, "response")):
-        name = f"podscope_http_{side}_{what}_body_bytes"
-        text = f"Bytes of {what} bodies of HTTP {side} requests."
+        name = f"{called.bodies}_{what}_body_bytes"
+        text = f"Bytes of {what} bodies of {called.text}."
         yield _head(name, "counter", "bytes", text, openmetrics)
         values = shot.sums[mine, column].tolist()
         yield from _blocks(f"{name}_total{{@}} %d\n", labels, ((value,) for value in values))
