@@ -21,9 +21,9 @@ from typing import Any
 
 import pytest
 
+from podscope.identity.kubeconfig import from_kubeconfig
 from podscope.identity.kubernetes_client import Connection
 from podscope.identity.kubernetes_client import KubernetesError
-from podscope.identity.kubernetes_client import from_kubeconfig
 
 ARCHIVE = Path(__file__).resolve().parents[2] / "dist" / "podscope-image.tar"
 NAMESPACE = "podscope"

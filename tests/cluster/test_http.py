@@ -16,8 +16,8 @@ from typing import Self
 
 import pytest
 
+from podscope.identity.kubeconfig import from_kubeconfig
 from podscope.identity.kubernetes_client import KubernetesError
-from podscope.identity.kubernetes_client import from_kubeconfig
 from podscope.identity.port_forward import PortForward
 
 IMAGE = os.environ.get("PODSCOPE_TEST_IMAGE", "debian:bookworm-slim")

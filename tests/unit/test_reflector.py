@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from dataclasses import replace
 
+import certifi
 import pytest
 from fake_api_server import Cut
 from fake_api_server import ErrorEvent
@@ -23,8 +25,9 @@ from hypothesis import strategies as st
 
 from podscope.errors import PodscopeError
 from podscope.identity import kubernetes_client
+from podscope.identity.kubeconfig import ExecPlugin
+from podscope.identity.kubeconfig import from_kubeconfig
 from podscope.identity.kubernetes_client import ApiServer
-from podscope.identity.kubernetes_client import ExecPlugin
 from podscope.identity.kubernetes_client import KubernetesError
 from podscope.identity.kubernetes_client import TokenFile
 from podscope.identity.reflector import PODS
@@ -592,7 +595,7 @@ def kubeconfig(file, server, users, **cluster):
 def test_exec_plugin_is_asked_again_after_401(server, tmp_path):
     # GIVEN
     file = kubeconfig(tmp_path / "config", server.url, [exec_plugin(tmp_path)])
-    api = kubernetes_client.from_kubeconfig(file)
+    api = from_kubeconfig(file)
     server.token = "t1"
 
     # WHEN
@@ -606,9 +609,7 @@ def test_exec_plugin_is_asked_again_after_401(server, tmp_path):
 def test_exec_plugin_that_fails_is_one_line(tmp_path):
     # GIVEN
     users = [exec_plugin(tmp_path, "v1beta1", "import sys\nsys.exit('no\\nlogin')")]
-    api = kubernetes_client.from_kubeconfig(
-        kubeconfig(tmp_path / "config", "http://127.0.0.1:1", users)
-    )
+    api = from_kubeconfig(kubeconfig(tmp_path / "config", "http://127.0.0.1:1", users))
 
     # WHEN / THEN
     with pytest.raises(KubernetesError, match=r"ended with an error: no login$"):
@@ -626,8 +627,8 @@ def test_kubeconfig_gives_context_token_proxy_and_name(tmp_path):
     )
 
     # WHEN
-    api = kubernetes_client.from_kubeconfig(file)
-    nobody = kubernetes_client.from_kubeconfig(file, "nobody")
+    api = from_kubeconfig(file)
+    nobody = from_kubeconfig(file, "nobody")
 
     # THEN
     assert (api.url, api.namespace) == ("https://192.0.2.1:6443", "shop")
@@ -670,7 +671,7 @@ def test_bad_kubeconfig_is_one_line(tmp_path, content):
 
     # WHEN / THEN
     with pytest.raises(PodscopeError) as caught:
-        kubernetes_client.from_kubeconfig(str(file))
+        from_kubeconfig(str(file))
     assert str(file) in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -680,9 +681,28 @@ def test_missing_kubeconfig_and_service_account_are_one_line(tmp_path):
 
     # WHEN / THEN
     with pytest.raises(PodscopeError, match="none: No such file"):
-        kubernetes_client.from_kubeconfig(missing)
+        from_kubeconfig(missing)
     with pytest.raises(PodscopeError, match="no service account of a pod"):
         kubernetes_client.in_cluster(missing)
+
+
+def test_the_api_server_of_a_pod_is_in_its_files_and_variables(tmp_path, monkeypatch):
+    # GIVEN
+    (tmp_path / "token").write_text("first\n")
+    (tmp_path / "namespace").write_text("podscope\n")
+    shutil.copy(certifi.where(), tmp_path / "ca.crt")
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "fd00::1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+
+    # WHEN
+    api = kubernetes_client.in_cluster(str(tmp_path))
+
+    # THEN the token is read anew each time
+    assert (api.url, api.namespace) == ("https://[fd00::1]:443", "podscope")
+    assert api.tls is not None
+    assert api.credentials.authorization() == "Bearer first"
+    (tmp_path / "token").write_text("second")
+    assert api.credentials.authorization() == "Bearer second"
 
 
 @pytest.mark.parametrize(

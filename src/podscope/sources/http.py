@@ -160,6 +160,7 @@ class HttpSource:
         self._ignored: frozenset[int] = frozenset()
         self._not_logged: frozenset[int] = frozenset()
         self._peers: frozenset[bytes] = frozenset()
+        self._ring: Ring | None = None
         self._object = _load(self.options, self._stripes)
         try:
             self._open_maps()
@@ -217,12 +218,22 @@ class HttpSource:
         return rows
 
     def read_requests(self) -> npt.NDArray[np.void]:
-        """Takes what the request log holds: rows of ``struct http_request``, shape (n,)."""
-        return self._ring.drain()
+        """Takes what the request log holds: rows of ``struct http_request``, shape (n,).
+
+        The ring is mapped only while there is a log: its memory counts as resident from then on.
+        """
+        if self._ring is None:
+            if not self._logs:
+                return np.zeros(0, self.request_dtype)
+            self._ring = Ring.of(self._object.map("request_ring"), self.request_dtype)
+        rows = self._ring.drain()
+        if not self._logs and not self._ring.pending():
+            self._ring = None
+        return rows
 
     def ring_use(self) -> float:
         """How full the request log's ring is, from 0 to 1."""
-        return self._ring.pending() / self.options.ring_bytes
+        return self._ring.pending() / self.options.ring_bytes if self._ring else 0.0
 
     def lost(self) -> dict[str, int]:
         """What could not be counted since the start, by reason; every reason, also with 0."""
@@ -279,6 +290,7 @@ class HttpSource:
         gone = sorted(self._not_logged - wanted)
         self._not_logged_map.delete_many(np.array(gone, np.uint64))
         self._not_logged = wanted
+        self._logs = log is not None
         _set_log(self.variables, log, but=bool(wanted))
 
     def know_peers(self, addresses: Set[bytes]) -> None:
@@ -326,7 +338,7 @@ class HttpSource:
         self._peers_map = HashMap.of(self._object.map("peers"))
         self._free_slots = StackMap(self._object.map("free_slots").fd, "u4")
         self._free_chunks = StackMap(self._object.map("free_chunks").fd, "u4")
-        self._ring = Ring.of(self._object.map("request_ring"), self._object.dtype("http_request"))
+        self._logs = self.options.log is not None
         # Low numbers are taken first, so that what is read stays small.
         self._free_slots.push(np.arange(len(self._info) - 1, RESERVED - 1, -1, dtype="u4"))
         self._free_chunks.push(np.arange(len(self._chunks) - 1, 0, -1, dtype="u4"))
