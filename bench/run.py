@@ -50,6 +50,8 @@ def commands(quick: bool) -> dict[str, list[str]]:
         "http_engine": [*engine, *short],
         "http_engine_long_heads": [*engine, *short, *long_heads],
         "ring_drain": [str(HERE / "ring_drain.py")],
+        "node_agent": [str(HERE / "node_agent.py")],
+        "reflector": [str(HERE / "reflector.py"), *(["--rounds", "1"] if quick else [])],
     }
 
 

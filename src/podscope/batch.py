@@ -118,6 +118,8 @@ class Batch:
 
     def where(self, keep: npt.NDArray[np.bool_] | npt.NDArray[np.intp]) -> Batch:
         """The rows for which ``keep``, shape (n,), holds, or those at these positions."""
+        if keep.dtype == np.bool_ and keep.all():
+            return self  # a row is a kilobyte
         peers = None if self.peers is None else self.peers[keep]
         return replace(self, rows=self.rows[keep], identity=self.identity[keep], peers=peers)
 

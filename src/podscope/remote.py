@@ -28,11 +28,11 @@ from podscope.identity.kubernetes_objects import Pod
 from podscope.identity.port_forward import PortForward
 from podscope.scope import Scope
 from podscope.sources.http import RequestLog
+from podscope.streams import STREAM_PATH
+from podscope.streams import STREAM_PORT
 
 NAMESPACE = "podscope"
 SELECTOR = "app.kubernetes.io/name=podscope,app.kubernetes.io/component=agent"
-STREAM_PORT = 9436
-STREAM_PATH = "/v1/"  # and the kind of batches
 # Agents tell more often than this, if only that nothing happened.
 SILENCE_SECONDS = 30.0
 # How long a node that did not answer is left alone.

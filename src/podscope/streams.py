@@ -30,6 +30,9 @@ from podscope.sources.http import RequestLog
 # Batches that a listener may be behind before it loses some.
 QUEUE = 30
 KINDS = ("http", "request")
+# Where an agent serves them, on its pod's loopback address.
+STREAM_PORT = 9436
+STREAM_PATH = "/v1/"  # and the kind of batches
 FindPod = Callable[[str], Pod | None]
 T = TypeVar("T")
 

@@ -149,6 +149,8 @@ def together(batches: Sequence[Batch]) -> Batch:
         WireError: their rows are not laid out alike.
     """
     first = batches[0]
+    if len(batches) == 1:
+        return first
     if any(batch.rows.dtype != first.rows.dtype or batch.kind != first.kind for batch in batches):
         raise WireError("agents of different versions: their rows cannot be added up")
     starts = np.cumsum([0, *(len(batch.identities) for batch in batches)])

@@ -444,4 +444,6 @@ def selected(body: bytes, query: dict[str, str]) -> bool:
     node = thing.get("spec", {}).get("nodeName", "")
     wanted = [pair.partition("=")[::2] for pair in labels.split(",") if pair]
     has = thing["metadata"].get("labels", {})
-    return fields in ("", f"spec.nodeName={node}") and all(has.get(k) == v for k, v in wanted)
+    asked, _, name = fields.rpartition("=")
+    here = not fields or (name != node if asked.endswith("!") else name == node)
+    return here and all(has.get(k) == v for k, v in wanted)

@@ -54,9 +54,9 @@ def run(args: argparse.Namespace) -> int:
     node = config.node or os.environ.get("NODE_NAME") or socket.gethostname()
     from podscope.agent import Agent
     from podscope.identity.kubernetes_client import find_server
-    from podscope.remote import STREAM_PATH
-    from podscope.remote import STREAM_PORT
     from podscope.streams import KINDS
+    from podscope.streams import STREAM_PATH
+    from podscope.streams import STREAM_PORT
     from podscope.streams import Streams
 
     server = find_server(config.kubeconfig, config.context)

@@ -179,8 +179,9 @@ class Cluster:
         self._peer_pods: dict[str, PeerPod] = {}
         self._peers_gone: dict[str, float] = {}
         self._peer_addresses: _Claims[bytes] = _Claims()
-        # Grows with each change of who has which address.
+        # They grow with each change: of who has which address, and of what names a node's rows.
         self.addresses_version = 0
+        self.version = 0
         self._services: dict[str, Service] = {}
         self._slices: dict[str, EndpointSlice] = {}
         self._namespaces: dict[str, Namespace] = {}
@@ -208,6 +209,7 @@ class Cluster:
         """For `Reflector.on_change`, as the others of this name."""
         with self._lock:
             self._forget_old()
+            self.version += 1
             if new is not None:
                 self._put_pod(new)
             elif old is not None and old.metadata.uid in self._pods:
@@ -236,6 +238,7 @@ class Cluster:
     def service_changed(self, old: Service | None, new: Service | None) -> None:
         uid = _uid(old, new)
         with self._lock:
+            self.version += 1
             before = self._services.get(uid)
             _store(self._services, uid, new)
             self._service_names.move(uid, _full_names(before), _full_names(new))
@@ -244,6 +247,7 @@ class Cluster:
     def slice_changed(self, old: EndpointSlice | None, new: EndpointSlice | None) -> None:
         uid = _uid(old, new)
         with self._lock:
+            self.version += 1
             before = self._slices.get(uid)
             _store(self._slices, uid, new)
             pods_before, pods_after = _pods_behind(before), _pods_behind(new)
@@ -254,6 +258,7 @@ class Cluster:
     def namespace_changed(self, old: Namespace | None, new: Namespace | None) -> None:
         uid = _uid(old, new)
         with self._lock:
+            self.version += 1
             before = self._namespaces.get(uid)
             _store(self._namespaces, uid, new)
             self._namespace_names.move(uid, _names(before), _names(new))
@@ -261,6 +266,7 @@ class Cluster:
     def node_changed(self, old: Node | None, new: Node | None) -> None:
         uid = _uid(old, new)
         with self._lock:
+            self.version += 1
             before = self._nodes.get(uid)
             _store(self._nodes, uid, new)
             self._node_names.move(uid, _names(before), _names(new))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from collections.abc import Mapping
 from dataclasses import replace
@@ -20,6 +21,7 @@ from podscope.identity.kubernetes import Cluster
 from podscope.identity.kubernetes_objects import Pod
 
 MAX_KNOWN = 20_000
+FRESH_SECONDS = 10.0
 
 
 class Paths(Protocol):
@@ -36,7 +38,7 @@ class PodIdentities:
     """Resolves (cgroup id, process id) pairs of a node.
 
     What a cgroup is never changes, and is remembered; what the cluster says of it is asked anew
-    each time, since owners are looked up and Services come and go.
+    when something there has changed, and from time to time, since owners of Jobs are looked up.
 
     Args:
         paths: cgroup id to path.
@@ -44,6 +46,7 @@ class PodIdentities:
         node: this node's name.
         executable: base name of an owner's executable; empty if it is not known.
         on_host: who a socket is that belongs to no pod.
+        clock: seconds that never go back.
     """
 
     def __init__(
@@ -53,13 +56,18 @@ class PodIdentities:
         node: str,
         executable: Callable[[int], str],
         on_host: Callable[[int, int, int], Identity],
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._paths = paths
         self._cluster = cluster
         self._node = node
         self._executable = executable
         self._on_host = on_host
+        self._clock = clock
         self._known: dict[int, ContainerPath | None] = {}
+        self._named_at = (0, 0.0)
+        self._names: dict[tuple[int, int, int], Identity] = {}
 
     def resolve(
         self,
@@ -72,7 +80,21 @@ class PodIdentities:
         Returns:
             For each row the position of its identity, shape (n,), and the identities.
         """
-        return each_once(self.identity, cgroup_ids, pids, owners)
+        version, at = self._named_at
+        if version != self._cluster.version or self._clock() - at > FRESH_SECONDS:
+            # Before the questions: what changes meanwhile is asked for again.
+            self._named_at = (self._cluster.version, self._clock())
+            self._names.clear()
+        return each_once(self._remembered, cgroup_ids, pids, owners)
+
+    def _remembered(self, cgroup_id: int, pid: int, owner: int) -> Identity:
+        key = (cgroup_id, pid, owner)
+        found = self._names.get(key)
+        if found is None:
+            found = self.identity(cgroup_id, pid, owner)
+            if found.name:
+                self._names[key] = found
+        return found
 
     def identity(self, cgroup_id: int, pid: int, owner: int) -> Identity:
         """Whose one socket is.
