@@ -113,16 +113,15 @@ class NodeIdentities:
 
     @property
     def synced(self) -> bool:
-        """Whether the first lists of the cluster's objects have come."""
-        return all(one.synced.is_set() for one in self._followers.all)
+        """Whether the first lists of the cluster's objects have come, and changes may come."""
+        return all(one.synced.is_set() and not one.state.refused for one in self._followers.all)
 
     @property
     def states(self) -> dict[str, str]:
         """What is wrong with each list of objects now; empty where nothing is."""
-        return {
-            name: getattr(self._followers, name).state.last_error
-            for name in ("pods", "services", "slices", "namespaces", "nodes", "peer_pods")
-        }
+        names = ("pods", "services", "slices", "namespaces", "nodes", "peer_pods")
+        states = {name: getattr(self._followers, name).state for name in names}
+        return {name: "" if one.synced else one.last_error for name, one in states.items()}
 
     def close(self) -> None:
         """Ends all that it follows."""

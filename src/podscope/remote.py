@@ -92,7 +92,9 @@ def find_agents(server: ApiServer, namespace: str = NAMESPACE) -> tuple[Agent, .
     finally:
         connection.release()
     pods = msgspec.json.decode(body, type=Page[Pod]).items or ()
-    found = {pod.spec.node_name: pod.metadata.name for pod in pods if not pod.ending}
+    # Of two of a node, as while they are replaced, the one that is ready.
+    ordered = sorted(pods, key=lambda pod: pod.ready)
+    found = {pod.spec.node_name: pod.metadata.name for pod in ordered if not pod.ending}
     found.pop("", None)
     if not found:
         raise PodscopeError(
@@ -194,11 +196,14 @@ class Nodes:
             yield _in_order(wire.together(taken))
 
     def _follow(self, agent: Agent) -> None:
-        """One agent, until the end; after a failure again."""
+        """One agent, until the end; after a failure again, the node's next one at once."""
         while not self._stopped.is_set():
             try:
                 self._read(agent)
                 self._tell(agent.node, "the agent ended its answer")
+                before, agent = agent, self._found_again(agent)
+                if agent != before:
+                    continue
             except (PodscopeError, OSError, http.client.HTTPException) as error:
                 self._tell(agent.node, " ".join(str(error).split()) or type(error).__name__)
             if not self._stopped.wait(AGAIN_SECONDS):

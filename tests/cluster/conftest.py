@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import workloads
 
 from podscope.identity.kubeconfig import from_kubeconfig
 from podscope.identity.kubernetes_client import Connection
@@ -120,3 +121,24 @@ def not_installed(cluster: Cluster) -> None:
     binding = "apis/rbac.authorization.k8s.io/v1/clusterrolebindings/podscope-agent"
     if binding in cluster or f"api/v1/namespaces/{NAMESPACE}" in cluster:
         pytest.skip("podscope is installed in this cluster: run 'podscope uninstall' first")
+
+
+@pytest.fixture(scope="module")
+def installed(cluster: Cluster) -> Iterator[None]:
+    """Agents on all nodes, and a namespace with nginx on two nodes behind a Service."""
+    if "api/v1/namespaces/podscope" in cluster:
+        pytest.skip("podscope is installed in this cluster: run 'podscope uninstall' first")
+    done = cluster.podscope("install", "--image", cluster.image)
+    assert done.returncode == 0, done.stderr
+    space = workloads.made("v1", "Namespace", workloads.SPACE, {})
+    web = workloads.container("nginx", workloads.nginx(8080))
+    workloads.create(
+        cluster,
+        ("api/v1/namespaces", space),
+        workloads.deployment("web", 2, web),
+        workloads.service("web", "web", 80, 8080),
+    )
+    workloads.wait(lambda: len(workloads.running(cluster, "app=web")) == 2)
+    yield
+    cluster.podscope("uninstall")
+    workloads.delete(cluster, f"api/v1/namespaces/{workloads.SPACE}")

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -335,3 +336,31 @@ def test_unknown_attribute_of_the_package_is_an_attribute_error():
     # WHEN / THEN
     with pytest.raises(AttributeError, match="'wach'"):
         package.wach  # noqa: B018
+
+
+UNREAD = """
+import signal, sys
+from podscope.__main__ import open_streams
+signal.signal(signal.SIGTERM, lambda *_: None)
+open_streams()
+print("x" * 1_500_000)
+"""
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_signal_in_the_middle_of_a_write_loses_nothing(unbuffered):
+    # GIVEN a reader that is slow, so that a pipe is full
+    command = [sys.executable, "-c", UNREAD]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
+        assert process.stdout is not None
+        got = process.stdout.read(1)
+
+        # WHEN a signal comes while the program waits for it
+        time.sleep(0.2)
+        process.terminate()
+        time.sleep(0.1)
+        got += process.stdout.read()
+
+    # THEN
+    assert len(got) == 1_500_001

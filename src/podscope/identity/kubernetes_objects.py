@@ -101,6 +101,7 @@ class ContainerStatus(_Part, frozen=True):
 
     name: str
     container_id: str = field(name="containerID", default="")
+    ready: bool = False
     state: ContainerState = ContainerState()
 
 
@@ -139,6 +140,12 @@ class Pod(KubernetesObject, frozen=True):
     def ended(self) -> bool:
         """Whether its containers have ended for good: its addresses may be another pod's."""
         return self.status.phase in ("Succeeded", "Failed")
+
+    @property
+    def ready(self) -> bool:
+        """Whether all its containers are."""
+        statuses = self.status.container_statuses
+        return bool(statuses) and all(one.ready for one in statuses)
 
     @property
     def ending(self) -> bool:

@@ -22,7 +22,7 @@ LOOPBACK = PEERS.index("loopback")
 PUBLIC = PEERS.index("public")
 EXTERNAL = Identity("external", "")
 # How long an address that nobody knows may still be a new pod's.
-NEW_SECONDS = 2.0
+NEW_SECONDS = 5.0
 # Addresses that are not known are remembered so long.
 KEPT_SECONDS = 600.0
 MOST = 65536

@@ -114,6 +114,7 @@ class State:
         last_error: one line; it stays when all is well again. Empty if nothing ever failed.
         restarts: failures after which the reflector began again.
         resource_version: up to which version of the server the copy is.
+        refused: the last request failed for lack of rights: it will go on so.
     """
 
     synced: bool
@@ -121,6 +122,7 @@ class State:
     last_error: str
     restarts: int
     resource_version: str
+    refused: bool = False
 
 
 class _Expired(Exception):
@@ -181,6 +183,7 @@ class Reflector(Generic[T]):
         self._failures = 0
         self._restarts = 0
         self._last_error = ""
+        self._refused = False
         self._contact = (False, time.time())
         self._thread = threading.Thread(
             target=self._run, name=f"podscope-{resource.plural}", daemon=True
@@ -196,7 +199,7 @@ class Reflector(Generic[T]):
     def state(self) -> State:
         """How well the copy follows."""
         synced, since = self._contact
-        return State(synced, since, self._last_error, self._restarts, self._version)
+        return State(synced, since, self._last_error, self._restarts, self._version, self._refused)
 
     def on_change(self, callback: Change[T]) -> None:
         """Calls ``callback(old, new)`` for every object that is there, and for every change.
@@ -259,6 +262,7 @@ class Reflector(Generic[T]):
             self._list_version = ""
             return self._failed(str(error))
         except KubernetesError as error:
+            self._refused = error.status in (401, 403)
             return self._failed(str(error), error.retry_after)
         # A thread that ended without a word would leave a copy that nobody knows to be old.
         except Exception as error:
@@ -274,6 +278,7 @@ class Reflector(Generic[T]):
         return self._timing.pause(self._failures, retry_after)
 
     def _in_contact(self, value: bool) -> None:
+        self._refused &= not value
         if self._contact[0] != value:
             self._contact = (value, time.time())
 
