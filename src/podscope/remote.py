@@ -129,6 +129,8 @@ class Nodes:
         self._lock = threading.Lock()
         self._came: dict[str, list[Batch]] = {}
         self._lost: dict[str, int] = {}
+        # By node: the agent that spoke last, and until when.
+        self._until: dict[str, tuple[str, int]] = {}
         self._agents = find_agents(server, namespace)
         self._states = {agent.node: "no answer yet" for agent in self._agents}
         self._forwards: dict[str, PortForward] = {}
@@ -222,16 +224,29 @@ class Nodes:
                 said = " ".join(answer.read(_SAID_BYTES).decode(errors="replace").split())
                 raise PodscopeError(f"the agent answered {answer.status}: {said}")
             for batch in wire.frames(answer.read):
-                self._take(agent.node, batch)
+                self._take(agent, batch)
             if forward.error:
                 raise PodscopeError(forward.error)
 
-    def _take(self, node: str, batch: Batch) -> None:
+    def _take(self, agent: Agent, batch: Batch) -> None:
         with self._lock:
-            self._states[node] = ANSWERED
-            self._came.setdefault(node, []).append(batch)
-            for reason, count in batch.lost.items():
+            self._states[agent.node] = ANSWERED
+            lost = dict(batch.lost)
+            if self._overlaps(agent, batch):
+                lost["agent_replaced"] = batch.exchanges()
+                batch = batch.where(np.zeros(len(batch), dtype=np.bool_))
+            self._until[agent.node] = (agent.pod, batch.time_ns)
+            self._came.setdefault(agent.node, []).append(batch)
+            for reason, count in lost.items():
                 self._lost[reason] = self._lost.get(reason, 0) + count
+
+    def _overlaps(self, agent: Agent, batch: Batch) -> bool:
+        """Whether an interval began before that of the node's last agent had ended.
+
+        Two agents of a node count side by side while one takes over: nothing may be there twice.
+        """
+        pod, until_ns = self._until.get(agent.node, (agent.pod, 0))
+        return pod != agent.pod and batch.time_ns - round(batch.interval * 1e9) < until_ns
 
     def _tell(self, node: str, state: str) -> None:
         with self._lock:

@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What goes wrong in clusters: an API server that is away, agents that are replaced."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from workloads import SPACE
+from workloads import Watching
+from workloads import container
+from workloads import counts
+from workloads import create
+from workloads import delete
+from workloads import is_ready
+from workloads import log
+from workloads import patch
+from workloads import pod
+from workloads import pods
+from workloads import python
+from workloads import wait
+
+from podscope.identity.kubeconfig import from_kubeconfig
+from podscope.identity.kubernetes_client import KubernetesError
+from podscope.identity.port_forward import PortForward
+
+pytestmark = pytest.mark.usefixtures("installed")
+
+DAEMON_SET = "apis/apps/v1/namespaces/podscope/daemonsets/podscope-agent"
+AWAY_SECONDS = 15
+# One connection, kept alive, about 40 requests a second; tells how many were answered.
+STEADY = """
+import http.client, sys, time
+one = http.client.HTTPConnection("{address}", {port})
+one.connect()
+print("ready", flush=True)
+count, end = 0, time.monotonic() + {seconds}
+while time.monotonic() < end:
+    one.request("GET", "/items")
+    count += one.getresponse().read() == b"hello"
+    time.sleep(0.025)
+print("answered", count, flush=True)
+"""
+
+
+def steady(cluster, name: str, seconds: int) -> str:
+    """A pod that asks one of the servers for so long, once it has begun; its path."""
+    web = pods(cluster, "app=web")[0]
+    program = STEADY.format(address=web["status"]["podIP"], port=8080, seconds=seconds)
+    made = pod(name, container("ask", python(program)), restartPolicy="Never")
+    create(cluster, made)
+    wait(lambda: started(cluster, name))
+    return f"{made[0]}/{name}"
+
+
+def started(cluster, name: str) -> bool:
+    try:
+        return b"ready" in log(cluster, name)
+    except KubernetesError:
+        return False
+
+
+def answered(cluster, name: str) -> int:
+    """How many the pod counted, at its end."""
+    wait(lambda: b"answered" in log(cluster, name))
+    return int(log(cluster, name).split()[-1])
+
+
+def metrics(cluster, agent: str) -> str:
+    server = from_kubeconfig(cluster.kubeconfig)
+    with PortForward(server, "podscope", agent, 9435) as forward:
+        forward.socket.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        whole = b"".join(iter(lambda: forward.socket.recv(1 << 16), b""))
+    return whole.partition(b"\r\n\r\n")[2].decode()
+
+
+def agents(cluster) -> list[str]:
+    selector = "app.kubernetes.io/component=agent"
+    found = pods(cluster, selector, "podscope")
+    return [one["metadata"]["name"] for one in found if is_ready(one)]
+
+
+def exchanges(cluster, name: str) -> float:
+    """Exchanges of a pod as a client, in the metrics of all agents."""
+    total = 0.0
+    for agent in agents(cluster):
+        for family in text_string_to_metric_families(metrics(cluster, agent)):
+            total += sum(
+                sample.value
+                for sample in family.samples
+                if sample.name == "http_client_request_duration_seconds_count"
+                and sample.labels.get("k8s_pod_name") == name
+            )
+    return total
+
+
+@pytest.fixture
+def api_server() -> Path:
+    """The file with its process id, in a cluster whose API server runs here."""
+    place = os.environ.get("PODSCOPE_API_SERVER_PID_FILE", "")
+    if not place:
+        pytest.skip(
+            "needs an API server that may be stopped: set PODSCOPE_API_SERVER_PID_FILE to the "
+            "file with its process id"
+        )
+    return Path(place)
+
+
+def stop(pid_file: Path) -> list[bytes]:
+    """Ends it; gives its command line."""
+    pid = int(pid_file.read_text())
+    command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:-1]
+    os.kill(pid, signal.SIGKILL)
+    while Path(f"/proc/{pid}").exists() and not is_zombie(pid):
+        time.sleep(0.05)
+    return command
+
+
+def is_zombie(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def start(pid_file: Path, command: list[bytes]) -> None:
+    """Starts it as it was."""
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    pid_file.write_text(f"{process.pid}\n")
+
+
+def reachable(cluster) -> bool:
+    try:
+        cluster.connection.get("readyz", {}, 5)
+    except KubernetesError:
+        return False
+    return True
+
+
+def test_counting_goes_on_with_all_names_while_the_api_server_is_away(cluster, api_server):
+    # GIVEN a pod that asks all the time
+    path = steady(cluster, "through", AWAY_SECONDS + 10)
+
+    # WHEN
+    command = stop(api_server)
+    try:
+        time.sleep(AWAY_SECONDS)
+    finally:
+        start(api_server, command)
+    wait(lambda: reachable(cluster))
+    count = answered(cluster, "through")
+    time.sleep(2)
+
+    # THEN
+    assert count > 20 * AWAY_SECONDS
+    assert exchanges(cluster, "through") == count
+    delete(cluster, path)
+    # AND the agents follow the cluster again
+    wait(lambda: len(agents(cluster)) == 2)
+    path = steady(cluster, "afterwards", 2)
+    count = answered(cluster, "afterwards")
+    wait(lambda: exchanges(cluster, "afterwards") == count)
+    delete(cluster, path)
+
+
+def test_agents_that_are_replaced_one_by_one_lose_an_interval_at_most(cluster):
+    # GIVEN a connection that lives on
+    path = steady(cluster, "living", 40)
+    before = set(agents(cluster))
+    with Watching(cluster, "-n", SPACE, "--by", "pod,side") as watching:
+        skipped = 5 * 60  # what it asked before
+
+        # WHEN
+        stamp = {"podscope-test/restarted": str(time.time())}
+        template = {"spec": {"template": {"metadata": {"annotations": stamp}}}}
+        patch(cluster, DAEMON_SET, template)
+        wait(lambda: replaced(cluster, before))
+        count = answered(cluster, "living")
+        rows = watching.rows()
+    delete(cluster, path)
+
+    # THEN of each side little is missing, and nothing is there twice
+    for side in ("server", "client"):
+        seen = counts(rows, "side", side=side).total()
+        assert count - skipped - 60 < seen <= count
+    assert set(watching.lost) <= {"joined", "agent_replaced"}
+    assert before.isdisjoint(agents(cluster))
+
+
+def replaced(cluster, before: set[str]) -> bool:
+    status = cluster.get(DAEMON_SET)["status"]
+    done = status.get("updatedNumberScheduled") == status["desiredNumberScheduled"]
+    now = agents(cluster)
+    return done and len(now) == 2 and before.isdisjoint(now)
+
+
+def test_an_agent_that_is_killed_is_back_and_says_what_it_joined(cluster):
+    # GIVEN
+    path = steady(cluster, "surviving", 25)
+    with Watching(cluster, "-n", SPACE, "--by", "pod,side") as watching:
+        # WHEN its pods go without a word
+        for agent in agents(cluster):
+            body = json.dumps({"gracePeriodSeconds": 0}).encode()
+            cluster.connection.send("DELETE", f"api/v1/namespaces/podscope/pods/{agent}", {}, body)
+        count = answered(cluster, "surviving")
+        rows = watching.rows()
+    delete(cluster, path)
+
+    # THEN the stream goes on with those that came after them
+    seen = counts(rows, "side", side="client").total()
+    assert count / 4 < seen < count
+    assert set(watching.lost) <= {"joined", "agent_replaced"}
