@@ -8,9 +8,11 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import records
 
 from podscope.batch import Batch
+from podscope.schema import Field
 from podscope.sinks import rows
 from podscope.sinks.plugin import SinkSettings
 from podscope.sinks.rows import Rows
@@ -74,3 +76,31 @@ def wait_for(condition: Callable[[], object]) -> None:
     while not condition():
         assert time.monotonic() < due, "it did not come"
         time.sleep(0.005)
+
+
+def event_rows() -> Rows:
+    """Rows of a kind that no sink has heard of, with fields of every type."""
+    texts = np.empty(2, dtype=object)
+    texts[:] = ["web-1-a", None]
+    more = np.empty(2, dtype=object)
+    more[:] = ['kill "it", now', "x=y"]
+    times = np.array([records.TIME_NS, records.TIME_NS + 1]).astype("M8[ns]")
+    columns = {
+        "time": times,
+        "k8s.pod.name": texts,
+        "podscope.oom.message": more,
+        "process.pid": np.array([17, 0]),
+        "podscope.oom.pages": np.array([0, 2**40]),
+        "podscope.oom.share": np.array([0.25, np.nan]),
+        "podscope.oom.limit_hit": times,
+    }
+    kinds = ("time", "text", "text", "int", "int", "float", "time")
+    fields = tuple(
+        Field(name, "", kind, "", "", False, name == "process.pid", _unread, "")
+        for name, kind in zip(columns, kinds, strict=True)
+    )
+    return Rows("oom", fields, columns, records.TIME_NS, resource=RESOURCE)
+
+
+def _unread(_: object) -> np.ndarray:
+    raise AssertionError("read already")

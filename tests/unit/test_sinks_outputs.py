@@ -23,6 +23,7 @@ from podscope.errors import PodscopeError
 from podscope.errors import UsageError
 from podscope.sinks import prometheus
 from podscope.sinks.delivery import REASONS
+from podscope.sinks.http_client import ServerSettings
 from podscope.sinks.outputs import METRICS
 from podscope.sinks.outputs import Outputs
 from podscope.sinks.plugin import Choice
@@ -332,10 +333,22 @@ def test_reference_has_the_settings_that_all_sinks_have():
     assert section("All sinks") == table(SinkSettings)
 
 
+def test_reference_has_the_settings_of_sinks_that_speak_http():
+    # GIVEN
+    common = table(SinkSettings)
+
+    # WHEN
+    own = {key: text for key, text in table(ServerSettings).items() if key not in common}
+
+    # THEN
+    assert section("Sinks that speak HTTP") == own
+
+
 @pytest.mark.parametrize("name", sorted(sinks()))
 def test_reference_has_the_settings_of_each_sink(name):
     # GIVEN
-    common = table(SinkSettings)
+    speaks_http = issubclass(sinks()[name], ServerSettings)
+    common = table(ServerSettings if speaks_http else SinkSettings)
 
     # WHEN
     own = {key: text for key, text in table(sinks()[name]).items() if common.get(key) != text}

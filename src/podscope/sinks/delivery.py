@@ -211,7 +211,8 @@ class Delivery:
         with self._condition:
             batches = [self._pop() for _ in range(len(self._queue))]
         try:
-            for rows in of_batches(batches, self.settings.by, self._resource):
+            also_by = getattr(self._sink, "also_by", None)
+            for rows in of_batches(batches, self.settings.by, self._resource, also_by):
                 for piece in self._chosen(rows).pieces(self._most_rows):
                     if len(piece):
                         self._drop(self._backlog.add(piece), "queue_full")

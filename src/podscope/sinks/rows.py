@@ -118,19 +118,26 @@ class Rows:
 
 
 def of_batches(
-    batches: Sequence[Batch], by: Sequence[str] = BY, resource: Mapping[str, str] | None = None
+    batches: Sequence[Batch],
+    by: Sequence[str] = BY,
+    resource: Mapping[str, str] | None = None,
+    also_by: Mapping[str, Sequence[str]] | None = None,
 ) -> Iterator[Rows]:
     """The rows of batches that follow each other, one ``Rows`` a kind; none for empty ones.
 
-    Rows of kind http that are the same by ``by`` are added up over all the batches, exactly.
+    Rows of kind http that are the same by ``by`` are added up over all the batches, exactly. They
+    come once more, under a name of their own, for each of ``also_by``.
     """
     for kind in dict.fromkeys(batch.kind for batch in batches):
         of_kind = [batch for batch in batches if batch.kind == kind]
         filled = [batch for batch in of_kind if len(batch)]
         if not filled:
             continue
-        made = _http(of_kind, by) if kind == "http" else _joined([_plain(one) for one in filled])
-        yield replace(made, resource=resource or {})
+        if kind != "http":
+            yield replace(_joined([_plain(one) for one in filled]), resource=resource or {})
+            continue
+        for name, some in {"http": by, **(also_by or {})}.items():
+            yield replace(_http(of_kind, some), kind=name, resource=resource or {})
 
 
 def _http(batches: Sequence[Batch], by: Sequence[str]) -> Rows:
