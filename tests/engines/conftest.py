@@ -15,6 +15,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.parse
@@ -126,4 +127,68 @@ def influxdb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     )
     command = [influxd, "-config", str(home / "config")]
     with running(command, home / "log", f"http://127.0.0.1:{port}", "/ping") as server:
+        yield server
+
+
+def unpacked(variable: str, name: str) -> Path:
+    """Where a server was unpacked, or the test is skipped."""
+    found = os.environ.get(variable)
+    if not found:
+        pytest.skip(
+            f"no {name}: set {variable} to the directory of its distribution to test with the "
+            "real server"
+        )
+    return Path(found)
+
+
+@contextlib.contextmanager
+def elastic(home: Path, work: Path, program: str, prefix: str, more: str) -> Iterator[Server]:
+    """Elasticsearch or OpenSearch with one node; neither runs as root."""
+    port = free_port()
+    shutil.copytree(home / "config", work / "config")
+    (work / "config" / f"{program}.yml").write_text(
+        f"network.host: 127.0.0.1\nhttp.port: {port}\ntransport.port: {free_port()}\n"
+        f"discovery.type: single-node\npath.data: {work}/data\npath.logs: {work}/logs\n{more}"
+    )
+    (work / "logs").mkdir()
+    options = work / "config" / "jvm.options"
+    options.write_text(options.read_text().replace("logs/gc.log", f"{work}/logs/gc.log"))
+    user: list[str] = []
+    if os.geteuid() == 0:
+        user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+        for path in (work, *work.rglob("*")):
+            os.chown(path, 65534, 65534)
+    java = Path(os.path.realpath(shutil.which("java") or "/usr/bin/java")).parents[1]
+    environment = os.environ | {
+        f"{prefix}_PATH_CONF": str(work / "config"),
+        f"{prefix}_JAVA_HOME": str(java),
+        f"{prefix}_JAVA_OPTS": "-Xms512m -Xmx512m -Djava.security.manager=allow",
+        "HOME": str(work),
+    }
+    command = [*user, str(home / "bin" / program)]
+    url = f"http://127.0.0.1:{port}"
+    with running(command, work / "out", url, "/_cluster/health", env=environment) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def elasticsearch() -> Iterator[Server]:
+    """Elasticsearch 8."""
+    home = unpacked("ELASTICSEARCH_HOME", "Elasticsearch")
+    more = "xpack.security.enabled: false\nxpack.ml.enabled: false\n"
+    with (
+        tempfile.TemporaryDirectory() as work,
+        elastic(home, Path(work), "elasticsearch", "ES", more) as server,
+    ):
+        yield server
+
+
+@pytest.fixture(scope="session")
+def opensearch() -> Iterator[Server]:
+    """OpenSearch 2."""
+    home = unpacked("OPENSEARCH_HOME", "OpenSearch")
+    with (
+        tempfile.TemporaryDirectory() as work,
+        elastic(home, Path(work), "opensearch", "OPENSEARCH", "") as server,
+    ):
         yield server

@@ -30,6 +30,7 @@ def same(one: Rows, other: Rows) -> bool:
         )
         and np.array_equal(one.le, other.le)
         and np.array_equal(one.buckets, other.buckets)
+        and one.row_ids == other.row_ids
     )
 
 
@@ -78,7 +79,7 @@ def test_batches_of_the_host_and_of_pods_become_one_with_what_applies():
     assert made.absent(field).tolist() == [True, False]
 
 
-def test_pieces_are_all_rows_once_with_ids_of_their_own():
+def test_pieces_are_all_rows_once_with_the_ids_that_they_had():
     # GIVEN
     whole = sink_rows.request_rows(7)
 
@@ -87,11 +88,21 @@ def test_pieces_are_all_rows_once_with_ids_of_their_own():
 
     # THEN
     assert [len(one) for one in pieces] == [3, 3, 1]
-    assert len({one.id for one in pieces} | {whole.id}) == 4
     assert [*whole.pieces(7)] == [whole]
+    ids = [row for one in pieces for row in one.row_ids]
+    assert ids == whole.row_ids and len(set(ids)) == 7
+    assert pieces[1].take(slice(1, 2)).row_ids == whole.row_ids[4:5]
+    assert set(ids).isdisjoint(sink_rows.request_rows(7).row_ids)
 
 
-@pytest.mark.parametrize("make", [sink_rows.http_rows, sink_rows.request_rows])
+def part_of_requests():
+    """Some rows of a delivery."""
+    return sink_rows.request_rows(9).take(slice(3, 6))
+
+
+@pytest.mark.parametrize(
+    "make", [sink_rows.http_rows, sink_rows.request_rows, part_of_requests, sink_rows.event_rows]
+)
 def test_rows_packed_and_unpacked_are_the_same(make):
     # GIVEN
     one = make()

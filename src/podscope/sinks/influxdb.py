@@ -60,13 +60,13 @@ class Influxdb:
         self._compat = Compat(settings.compat)
         self.also_by: Mapping[str, Sequence[str]] = self._compat.also_by
         self._distinct = Distinct()
-        self._last: tuple[str, bytes] = ("", b"")
+        self._last: tuple[Rows | None, bytes] = (None, b"")
 
     def send(self, rows: Rows) -> None:
         """Writes the rows; raises NotTaken as ``Sink.send`` says."""
-        if self._last[0] != rows.id:
+        if self._last[0] is not rows:
             # Sent again, they are the same bytes: times and totals were given to them once.
-            self._last = (rows.id, self._encoded(rows))
+            self._last = (rows, self._encoded(rows))
         body = self._last[1]
         if body:
             self._write(body, len(rows))

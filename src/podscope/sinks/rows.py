@@ -60,7 +60,8 @@ class Rows:
         time_ns: when the last interval ended, Unix nanoseconds.
         interval: length of the interval in seconds; 0 for single events.
         resource: what all rows have in common, as ``host.name``.
-        id: no other rows have it; the same rows sent once more do.
+        id: of the delivery that the rows are of; parts of it keep it.
+        numbers: place of each row in its delivery, shape (n,); None: 0, 1, 2 ...
         le: kind http: counts at ``red.CLASSIC_BOUNDS`` and above, not cumulative, shape (n, 15).
         buckets: kind http: exponential histograms, shape (n, 256); see ``red.quantiles``.
     """
@@ -74,27 +75,35 @@ class Rows:
     id: str = field(default_factory=lambda: f"{_RUN}-{next(_NUMBERS):x}")
     le: Array | None = None
     buckets: Array | None = None
+    numbers: Array | None = None
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()), ()))
 
-    def take(self, index: Array | slice, id: str = "") -> Rows:
+    @property
+    def row_ids(self) -> list[str]:
+        """An id of each row: no other row has it, and the same one sent once more does."""
+        numbers = range(len(self)) if self.numbers is None else self.numbers.tolist()
+        return [f"{self.id}-{number}" for number in numbers]
+
+    def take(self, index: Array | slice) -> Rows:
         """The rows at ``index`` (positions, a mask or a slice)."""
+        numbers = np.arange(len(self)) if self.numbers is None else self.numbers
         return replace(
             self,
             columns={name: column[index] for name, column in self.columns.items()},
-            id=id or self.id,
+            numbers=numbers[index],
             le=None if self.le is None else self.le[index],
             buckets=None if self.buckets is None else self.buckets[index],
         )
 
     def pieces(self, most: int) -> Iterator[Rows]:
-        """The same rows, at most so many at once; each piece has an id of its own."""
+        """The same rows, at most so many at once."""
         if len(self) <= most:
             yield self
             return
-        for number, start in enumerate(range(0, len(self), most)):
-            yield self.take(slice(start, start + most), f"{self.id}.{number}")
+        for start in range(0, len(self), most):
+            yield self.take(slice(start, start + most))
 
     def with_resource(self) -> tuple[tuple[Field, ...], dict[str, Array]]:
         """Fields and columns, and behind them what all rows have in common as columns."""
@@ -203,6 +212,7 @@ class _Packed(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     count: int
     le: bytes
     buckets: bytes
+    numbers: bytes
 
 
 _VERSION = 1
@@ -223,6 +233,7 @@ def packed(rows: Rows) -> bytes:
         count=len(rows),
         le=b"" if rows.le is None else rows.le.astype("<u8").tobytes(),
         buckets=b"" if rows.buckets is None else rows.buckets.astype("<u8").tobytes(),
+        numbers=b"" if rows.numbers is None else rows.numbers.astype("<i8").tobytes(),
     )
     return zlib.compress(msgspec.msgpack.encode(told), 1)
 
@@ -255,6 +266,7 @@ def unpacked(raw: bytes) -> Rows:
             id=told.id,
             le=_histogram(told.le, told.count),
             buckets=_histogram(told.buckets, told.count),
+            numbers=np.frombuffer(told.numbers, "<i8") if told.numbers else None,
         )
     except (msgspec.MsgspecError, zlib.error, ValueError) as error:
         raise RowsError(str(error)) from None
