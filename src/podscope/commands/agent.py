@@ -16,6 +16,7 @@ from podscope.commands.configured import add_sinks
 from podscope.commands.configured import follow
 from podscope.commands.configured import load
 from podscope.commands.configured import outputs
+from podscope.commands.configured import request_log
 from podscope.commands.lifetime import Lifetime
 from podscope.commands.up import pages
 from podscope.errors import UsageError
@@ -84,7 +85,10 @@ def run(args: argparse.Namespace) -> int:
         totals.expose_also(sinks.expose)
         print(f"podscope: watching node {node}; metrics on http://{served.address}/metrics")
         sys.stdout.flush()
-        for batch in sinks.follow(agent):
+        if (log := request_log(config)) is not None:
+            streams.always_want(log)
+        for batch in agent:
+            sinks.put(streams.always_wanted(batch))
             totals.add(batch)
             totals.tell(agent.lost(), agent.cost())
             if batch.kind == "http":

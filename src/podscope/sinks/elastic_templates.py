@@ -29,6 +29,8 @@ ECS = {
     "http.request.body.size": "http.request.body.bytes",
     "http.response.body.size": "http.response.body.bytes",
     "side": "podscope.side",
+    # A name cannot be a value and have names inside of it.
+    "podscope.peer": "podscope.peer.class",
     "interval": "podscope.interval",
     "count": "podscope.count",
 }

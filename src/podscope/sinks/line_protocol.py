@@ -21,11 +21,17 @@ from podscope.sinks.rows import Rows
 
 # Attributes that grow without end, or change with each start of a container.
 _UNBOUNDED = frozenset(
-    {"process.pid", "container.id", "k8s.pod.uid", "network.peer.address", "server.address"}
+    {
+        "process.pid",
+        "container.id",
+        "k8s.pod.uid",
+        "network.peer.address",
+        "server.address",
+        "podscope.peer.pod.name",
+    }
 )
-TAGS = frozenset(
-    one.name for one in schema.HTTP if one.dimension and one.name not in _UNBOUNDED
-) | {"host.name", "k8s.cluster.name"}  # fmt: skip
+_KNOWN = frozenset(one.name for one in schema.HTTP if one.dimension)
+TAGS = (_KNOWN | {"host.name", "k8s.cluster.name"}) - _UNBOUNDED
 _LE = [*(f"duration.le_{bound}" for bound in red.CLASSIC_BOUNDS), "duration.le_inf"]
 
 
