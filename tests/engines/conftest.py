@@ -192,3 +192,39 @@ def opensearch() -> Iterator[Server]:
         elastic(home, Path(work), "opensearch", "OPENSEARCH", "") as server,
     ):
         yield server
+
+
+@pytest.fixture(scope="session")
+def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Prometheus 3, which takes remote writes and OTLP."""
+    prometheus = program("PROMETHEUS", "prometheus")
+    home = tmp_path_factory.mktemp("prometheus")
+    port = free_port()
+    (home / "config").write_text("global: {}\n")
+    command = [
+        prometheus,
+        f"--config.file={home}/config",
+        f"--storage.tsdb.path={home}/data",
+        f"--web.listen-address=127.0.0.1:{port}",
+        "--web.enable-remote-write-receiver",
+        "--web.enable-otlp-receiver",
+        "--enable-feature=native-histograms,exemplar-storage,otlp-deltatocumulative",
+    ]
+    with running(command, home / "log", f"http://127.0.0.1:{port}", "/-/ready") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def victoria_metrics(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """VictoriaMetrics."""
+    victoria = program("VICTORIA_METRICS", "victoria-metrics")
+    home = tmp_path_factory.mktemp("victoria")
+    port = free_port()
+    command = [
+        victoria,
+        f"-httpListenAddr=127.0.0.1:{port}",
+        f"-storageDataPath={home}/data",
+        "-search.latencyOffset=1s",
+    ]
+    with running(command, home / "log", f"http://127.0.0.1:{port}", "/health") as server:
+        yield server
