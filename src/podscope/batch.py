@@ -137,6 +137,10 @@ class Batch:
             {one.name: _series(pandas, one, column) for one, column in self._columns()}
         )
 
+    def told(self) -> list[tuple[Field, npt.NDArray[Any]]]:
+        """Each field with its column, shape (n,), named and typed as in the JSON output."""
+        return self._columns()
+
     def to_arrow(self) -> pyarrow.Table:
         """One line a row, columns named and typed as in the JSON output. Needs pyarrow.
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Annotated
 from typing import Any
 from typing import ClassVar
+from typing import Literal
 from typing import Self
 
 import msgspec
@@ -20,9 +21,11 @@ from podscope.errors import UsageError
 from podscope.settings import Address
 from podscope.settings import Duration
 from podscope.settings import Layer
+from podscope.settings import Share
 from podscope.settings import decoded
 from podscope.settings import from_yaml
 from podscope.settings import settings_of
+from podscope.sinks.plugin import Choice
 
 # What a ConfigMap can hold.
 MOST_BYTES = 1 << 20
@@ -37,6 +40,12 @@ class Interval(Duration):
     LEAST_NS: ClassVar[int] = 100 * 10**6
 
 
+class Since(Duration):
+    """A time that may be none at all."""
+
+    LEAST_NS: ClassVar[int] = 0
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
     """The settings; ``docs/reference/config.md`` has the same table."""
 
@@ -49,6 +58,20 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     node: Annotated[str, Meta(description="this node's name; agent only")] = ""
     kubeconfig: Annotated[str, Meta(description="kubeconfig of the cluster; agent only")] = ""
     context: Annotated[str, Meta(description="context of the kubeconfig; agent only")] = ""
+    cluster: Annotated[str, Meta(description="k8s.cluster.name of all rows that sinks get")] = ""
+    requests: Annotated[
+        Literal["none", "errors", "all"], Meta(description="which requests sinks get")
+    ] = "none"
+    requests_slower: Annotated[
+        Since, Meta(description="with requests: those that take longer, too; 0s: not asked for")
+    ] = Since(0)
+    requests_sample: Annotated[Share, Meta(description="of requests: one in so many")] = Share(1)
+    grace: Annotated[
+        Duration, Meta(description="how long sinks may send what is left at the end")
+    ] = Duration(5)
+    sinks: Annotated[
+        tuple[Choice, ...], Meta(description="where rows go beside /metrics", extra=_LIVE)
+    ] = ()
 
 
 def load(file: str, environment: Mapping[str, str], flags: Mapping[str, str]) -> Config:

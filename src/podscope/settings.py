@@ -7,6 +7,7 @@ written. What is wrong is told with file, line and the key's path.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -16,15 +17,19 @@ from dataclasses import field
 from difflib import get_close_matches
 from typing import Any
 from typing import ClassVar
+from typing import Literal
 from typing import Protocol
 from typing import Self
 from typing import TypeVar
+from typing import get_origin
 from typing import runtime_checkable
+from urllib.parse import urlsplit
 
 import msgspec
 import yaml
 
 from podscope import filters
+from podscope.errors import PodscopeError
 from podscope.errors import UsageError
 
 # Names of members and numbers of items, from the top.
@@ -33,7 +38,7 @@ T = TypeVar("T")
 
 _AT = re.compile(r" - at `\$((?:[^`])*)`")
 _STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]")
-_UNKNOWN = re.compile(r"Object contains unknown field `(.*)`")
+_UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(.*)`")
 _EXPECTED = re.compile(r"Expected `(.+?)`(?:, got `(.+)`)?")
 _WORDS = {
@@ -45,6 +50,7 @@ _WORDS = {
     "object": "keys with values",
     "null": "nothing",
 }
+_MOST_SECRET = 1 << 16
 _SIZE = re.compile(r"([0-9]{1,15})(k|M|G|T|Ki|Mi|Gi|Ti)?B?")
 _FACTORS = {"": 1} | {
     prefix + mark: base**power
@@ -75,11 +81,27 @@ class Duration(float):
         return cls(_or_value_error(filters.duration_ns, value, least_ns=cls.LEAST_NS) / 1e9)
 
     def __str__(self) -> str:
+        if not self:
+            return "0s"
         for unit, seconds in (("h", 3600), ("m", 60), ("s", 1)):
-            if self and self % seconds == 0:
+            if self % seconds == 0:
                 return f"{self / seconds:.0f}{unit}"
         milliseconds = round(self * 1e3)
         return f"{milliseconds}ms" if self == milliseconds / 1e3 else f"{self * 1e6:.0f}us"
+
+
+class Share(int):
+    """One in so many, written ``1/100``."""
+
+    @classmethod
+    def read(cls, value: object) -> Self:
+        """The setting; raises ValueError with what is wrong."""
+        if not isinstance(value, str):
+            raise ValueError(f"not a share: {value!r}; write it as 1/100")
+        return cls(_or_value_error(filters.one_in, value))
+
+    def __str__(self) -> str:
+        return f"1/{int(self)}"
 
 
 class Size(int):
@@ -119,6 +141,84 @@ class Address(str):
     def pair(self) -> tuple[str, int]:
         """Host and port."""
         return filters.address(self, "")
+
+
+class Url(str):
+    """Where a server is, written ``https://example.com:8443/path``; it holds no secret."""
+
+    __slots__ = ()
+
+    @classmethod
+    def read(cls, value: object) -> Self:
+        """The setting; raises ValueError with what is wrong."""
+        example = "write it as https://example.com:8443"
+        try:
+            parts = urlsplit(value) if isinstance(value, str) else urlsplit("")
+            hostname, _ = parts.hostname, parts.port
+        except ValueError:
+            raise ValueError(f"not a URL: {value!r}; {example}") from None
+        if "@" in parts.netloc:
+            # Not shown: what is before the @ may be a password.
+            raise ValueError("no user or password belongs into a URL; there are keys for them")
+        if parts.scheme not in ("http", "https") or not hostname or parts.query or parts.fragment:
+            raise ValueError(f"not a URL: {value!r}; {example}")
+        return cls(str(value).rstrip("/"))
+
+
+class Secret:
+    """A password or key: in a file, or in a variable of the environment, and never in settings.
+
+    It is read when it is used, so that a file which changes is taken up.
+    """
+
+    __slots__ = ("_file", "_variable")
+
+    def __init__(self, *, file: str = "", variable: str = "") -> None:
+        self._file = file
+        self._variable = variable
+
+    @classmethod
+    def read(cls, value: object) -> Self:
+        """The setting; raises ValueError with what is wrong, and never shows the value."""
+        if isinstance(value, dict) and len(value) == 1:
+            ((where, name),) = value.items()
+            if where in ("file", "env") and isinstance(name, str) and name:
+                return cls(file=name) if where == "file" else cls(variable=name)
+        raise ValueError(
+            "a secret is not written here: name its file, as {file: /etc/podscope/secrets/key}, "
+            "or its variable, as {env: KEY}"
+        )
+
+    def __repr__(self) -> str:
+        return f"Secret({self})"
+
+    def __str__(self) -> str:
+        return f"file {self._file}" if self._file else f"variable {self._variable}"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and str(self) == str(other)
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+    def text(self) -> str:
+        """The secret itself, without the line's end.
+
+        Raises:
+            PodscopeError: it is not there.
+        """
+        if self._variable:
+            found = os.environ.get(self._variable, "")
+            if not found:
+                raise PodscopeError(f"the variable {self._variable}, a secret, is not set")
+            return found
+        try:
+            with open(self._file, encoding="utf-8") as stream:
+                return stream.read(_MOST_SECRET).rstrip("\r\n")
+        except OSError as error:
+            raise PodscopeError(f"cannot read the secret {self._file}: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise PodscopeError(f"the secret {self._file} is not UTF-8") from None
 
 
 def _or_value_error(read: Any, value: str, **more: object) -> Any:
@@ -272,7 +372,7 @@ def settings_of(struct: type[msgspec.Struct], above: tuple[str, ...] = ()) -> It
         path = (*above, one.encode_name)
         if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
             yield from settings_of(kind, path)
-        elif isinstance(kind, type) and kind is not tuple:
+        elif isinstance(kind, type) or get_origin(kind) is Literal:
             default = one.default
             if default is msgspec.NODEFAULT and one.default_factory is not msgspec.NODEFAULT:
                 default = one.default_factory()

@@ -106,6 +106,7 @@ class Streams:
         self._lock = threading.Lock()
         self._listeners: set[Listener] = set()
         self._sampled = 0
+        self._standing: Listener | None = None
         # The agent's, from when it runs.
         self.find_pod: FindPod = lambda uid: None
         self.on_change: Callable[[], None] = lambda: None
@@ -136,10 +137,24 @@ class Streams:
         """
         return self._frames(_listener(kind, query))
 
+    def always_want(self, log: RequestLog) -> None:
+        """Asks for requests for as long as the agent runs: `always_wanted` tells which they are."""
+        self._standing = Listener("request", lambda identity, pod: True, log)
+        self.on_change()
+
+    def always_wanted(self, batch: Batch) -> Batch:
+        """The batch without requests that nobody but a listener asked for."""
+        if batch.kind != "request":
+            return batch
+        if self._standing is None:
+            return batch.where(np.zeros(len(batch), dtype=np.bool_))
+        return self._standing.mine(batch, self.find_pod, self._sampled)
+
     def wanted_log(self) -> tuple[RequestLog | None, tuple[Has, ...]]:
         """One request log that has all that anyone asked for, and whose requests those are."""
         with self._lock:
-            listeners = [one for one in self._listeners if one.log is not None]
+            asking = [*self._listeners, *([self._standing] if self._standing else [])]
+            listeners = [one for one in asking if one.log is not None]
             wanted = together([one.log for one in listeners if one.log is not None])
             self._sampled = wanted.one_in if wanted is not None else 0
         return wanted, tuple(one.has for one in listeners)

@@ -149,6 +149,26 @@ def test_each_gets_the_requests_that_it_asked_for():
     assert last(slow)["duration_ns"].tolist() == [3_000_000]
 
 
+def test_what_is_always_wanted_is_told_from_what_others_ask_for():
+    # GIVEN an agent whose sinks want errors, and one who listens to all
+    found = Streams()
+    found.always_want(RequestLog(errors=True))
+    assert found.wanted_log()[0] == RequestLog(errors=True, sides=["client", "server"])
+    everything = listening(found, "request", log={"all": True})
+    start(found, everything, records.request_batch(0))
+    assert found.wanted_log()[0].all
+
+    # WHEN
+    batch = records.request_batch(3)
+    batch.rows["status"] = [200, 500, 200]
+    kept = found.always_wanted(batch)
+
+    # THEN
+    assert kept.rows["status"].tolist() == [500]
+    assert len(found.always_wanted(records.shop_batch())) == 5
+    assert len(Streams().always_wanted(batch)) == 0
+
+
 def last(listener: Iterator[bytes]) -> np.ndarray:
     """Rows of the first batch that has some."""
     return next(rows for frame in listener if len(rows := read(frame).rows))

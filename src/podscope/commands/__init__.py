@@ -39,6 +39,7 @@ COMMANDS = (
     Command("install", "run the agent on every node of a cluster", "podscope.commands.install"),
     Command("status", "which nodes have an agent that is ready", "podscope.commands.status"),
     Command("uninstall", "remove the agents from a cluster", "podscope.commands.uninstall"),
+    Command("sinks", "prepare the servers that rows go to", "podscope.commands.sinks"),
     Command(
         "doctor", "what this kernel, these rights and this host allow", "podscope.commands.doctor"
     ),

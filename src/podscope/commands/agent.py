@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING
 from podscope.commands.configured import add_config
 from podscope.commands.configured import add_interval
 from podscope.commands.configured import add_listen
+from podscope.commands.configured import add_sinks
 from podscope.commands.configured import follow
 from podscope.commands.configured import load
+from podscope.commands.configured import outputs
+from podscope.commands.configured import request_log
 from podscope.commands.lifetime import Lifetime
 from podscope.commands.up import pages
 from podscope.errors import UsageError
@@ -45,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_listen(parser)
     add_interval(parser)
+    add_sinks(parser)
     add_config(parser)
 
 
@@ -65,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
     counted = threading.Event()
 
     def take(changed: Config) -> None:
+        sinks.take(changed.sinks)
         agent.interval = float(changed.interval)
 
     stream_pages = {f"{STREAM_PATH}{kind}": _stream(streams, kind) for kind in KINDS}
@@ -73,12 +78,17 @@ def run(args: argparse.Namespace) -> int:
         http_server.HttpServer((STREAM_HOST, STREAM_PORT), stream_pages),
         Agent(server, node, streams, float(config.interval)) as agent,
         http_server.HttpServer(config.listen.pair, _pages(totals, counted, agent)) as served,
+        outputs(config, node, ("http", "request")) as sinks,
         follow(args, config, take),
     ):
         lifetime.begin(agent.stop)
+        totals.expose_also(sinks.expose)
         print(f"podscope: watching node {node}; metrics on http://{served.address}/metrics")
         sys.stdout.flush()
+        if (log := request_log(config)) is not None:
+            streams.always_want(log)
         for batch in agent:
+            sinks.put(streams.always_wanted(batch))
             totals.add(batch)
             totals.tell(agent.lost(), agent.cost())
             if batch.kind == "http":

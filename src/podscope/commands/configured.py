@@ -6,6 +6,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,9 +16,12 @@ if TYPE_CHECKING:
 
     from podscope.config import Config
     from podscope.config import Follower
+    from podscope.sinks.outputs import Outputs
+    from podscope.sources.http import RequestLog
 
 LISTEN = "127.0.0.1:9435"
 INTERVAL = "1s"
+GRACE = "5s"
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +50,29 @@ def add_interval(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_sinks(parser: argparse.ArgumentParser) -> None:
+    """Declare what the sinks of the configuration get."""
+    parser.add_argument(
+        "--cluster", metavar="NAME", help="k8s.cluster.name of the rows that sinks get"
+    )
+    parser.add_argument(
+        "--requests",
+        choices=("none", "errors", "all"),
+        help="which requests sinks get (default: none)",
+    )
+    parser.add_argument(
+        "--requests-slower", metavar="TIME", help="those that take longer, too, as 500ms"
+    )
+    parser.add_argument(
+        "--requests-sample", metavar="1/N", help="one in N of the requests, as 1/100"
+    )
+    parser.add_argument(
+        "--grace",
+        metavar="TIME",
+        help=f"how long sinks may send what is left at the end (default: {GRACE})",
+    )
+
+
 def load(args: argparse.Namespace) -> Config:
     """What flags, variables and the file say now. Raises UsageError."""
     from podscope import config
@@ -61,6 +90,45 @@ def follow(args: argparse.Namespace, now: Config, take: Callable[[Config], None]
     from podscope.config import Follower
 
     return Follower(args.config, now, lambda: load(args), take, tell=_tell)
+
+
+def request_log(config: Config) -> RequestLog | None:
+    """Which requests the sinks are to get; None: none of them."""
+    from podscope.sources.http import RequestLog
+
+    if config.requests == "none":
+        return None
+    return RequestLog(
+        all=config.requests == "all",
+        errors=config.requests == "errors",
+        slower_ns=round(config.requests_slower * 1e9),
+        one_in=config.requests_sample if config.requests_sample > 1 else 0,
+    )
+
+
+@contextmanager
+def outputs(config: Config, host: str, kinds: Sequence[str]) -> Iterator[Outputs]:
+    """The sinks of the configuration; at the end stderr has a line for each of them.
+
+    Args:
+        config: the configuration.
+        host: ``host.name`` of all rows.
+        kinds: kinds of rows that there may be.
+
+    Raises:
+        PodscopeError: a sink that cannot work so.
+    """
+    from podscope.sinks.outputs import Outputs
+
+    resource = {"host.name": host, "k8s.cluster.name": config.cluster}
+    told = {name: text for name, text in resource.items() if text}
+    made = Outputs(config.sinks, told, kinds, grace=float(config.grace), tell=_tell)
+    try:
+        with made:
+            yield made
+    finally:
+        for line in made.summary():
+            _tell(line)
 
 
 def _tell(line: str) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 import threading
 from collections.abc import Callable
@@ -15,8 +16,11 @@ from podscope import render
 from podscope.commands.configured import add_config
 from podscope.commands.configured import add_interval
 from podscope.commands.configured import add_listen
+from podscope.commands.configured import add_sinks
 from podscope.commands.configured import follow
 from podscope.commands.configured import load
+from podscope.commands.configured import outputs
+from podscope.commands.configured import request_log
 from podscope.commands.http import Options
 from podscope.commands.http import Run
 from podscope.commands.http import frame
@@ -42,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     add_listen(parser)
     add_interval(parser)
+    add_sinks(parser)
     add_config(parser)
 
 
@@ -50,7 +55,11 @@ def run(args: argparse.Namespace) -> int:
     config = load(args)
     from podscope.pipeline import watch
 
+    log = request_log(config)
+    kinds = ("http",) if log is None else ("http", "request")
+
     def take(changed: Config) -> None:
+        sinks.take(changed.sinks)
         watched.interval = float(changed.interval)
 
     totals = prometheus.Totals()
@@ -59,11 +68,13 @@ def run(args: argparse.Namespace) -> int:
     with (
         Lifetime() as lifetime,
         http_server.HttpServer(config.listen.pair, pages(totals, ready)) as server,
-        watch(kinds=("http",), interval=float(config.interval)) as watched,
+        watch(kinds=kinds, interval=float(config.interval), log=log) as watched,
+        outputs(config, socket.gethostname(), kinds) as sinks,
         follow(args, config, take),
     ):
         lifetime.begin(watched.stop)
-        batches = counted(watched, totals, watched.lost, watched.cost, ready)
+        totals.expose_also(sinks.expose)
+        batches = counted(sinks.follow(watched), totals, watched.lost, watched.cost, ready)
         chosen = Options(interval=float(config.interval))
         show(batches, watched.lost, chosen, sys.stdout, server.address)
     return 0

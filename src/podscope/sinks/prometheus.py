@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +49,12 @@ _SERIES_AT_ONCE = 256
 
 Counts = npt.NDArray[np.uint64]
 Array = schema.Array
+
+
+class Exposed(Protocol):
+    """Metrics of somebody else, as text 0.0.4 or OpenMetrics 1.0 without its end."""
+
+    def __call__(self, *, openmetrics: bool) -> bytes: ...
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,7 @@ class Totals:
         self._lost: dict[str, int] = {}
         self._cost: dict[str, float] = {}
         self._overflowed = 0
+        self._more: list[Exposed] = []
 
     def __len__(self) -> int:
         return len(self._place_of_labels)
@@ -129,12 +137,18 @@ class Totals:
             self._lost = dict(lost)
             self._cost = dict(cost)
 
+    def expose_also(self, more: Exposed) -> None:
+        """Let others' metrics be a part of the exposition, each in a form of its own."""
+        self._more.append(more)
+
     def expose(self, *, openmetrics: bool) -> Iterator[bytes]:
         """The exposition, piece by piece, of the totals when the first piece is taken."""
         shot = self._snapshot()
         for family, name in enumerate(_NAMES):
             yield from _family_metrics(shot, family, name, openmetrics)
         yield _agent_metrics(shot, openmetrics)
+        for more in self._more:
+            yield more(openmetrics=openmetrics)
         if openmetrics:
             yield b"# EOF\n"
 

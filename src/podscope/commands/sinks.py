@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``podscope sinks``: prepare the servers that rows go to."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+from typing import Any
+
+from podscope.commands.configured import add_config
+from podscope.commands.configured import load
+from podscope.errors import PodscopeError
+from podscope.errors import UsageError
+
+if TYPE_CHECKING:
+    import argparse
+
+    from podscope.sinks.plugin import SinkSettings
+
+HELP = "Prepare the servers of the configuration's sinks: templates, types, retention."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    parser.add_argument(
+        "action",
+        nargs="?",
+        choices=("setup",),
+        metavar="setup",
+        help="make what is missing or old",
+    )
+    add_config(parser)
+    parser.add_argument(
+        "--dry-run", action="store_true", help="only print what would be made; asks no server"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prepare each server, or say that there is none to prepare."""
+    if args.action is None:
+        raise UsageError("say what to do, as 'podscope sinks setup'")
+    config = load(args)
+    chosen = [one.settings for one in config.sinks if _is_elastic(one.settings)]
+    if not chosen:
+        where = args.config or "the configuration"
+        print(f"podscope: {where} has no sink that needs to be set up", file=sys.stderr)
+        return 0
+    failed = False
+    for settings in chosen:
+        try:
+            for line in _lines(settings, dry_run=args.dry_run):
+                print(line, flush=True)
+        except PodscopeError as error:
+            print(f"podscope: sink {settings.title}: {error}", file=sys.stderr)
+            failed = True
+    return 1 if failed else 0
+
+
+def _is_elastic(settings: SinkSettings) -> bool:
+    return settings.type in ("elasticsearch", "opensearch")
+
+
+def _lines(settings: Any, *, dry_run: bool) -> Iterator[str]:
+    from podscope import schema
+    from podscope.sinks import elasticsearch
+
+    kinds = {"http": schema.HTTP, "request": schema.REQUEST}
+    if not dry_run:
+        for line in elasticsearch.setup(settings, kinds):
+            yield f"{settings.title}: {line}"
+        return
+    sink = elasticsearch.Elasticsearch(settings)
+    for kind, fields in kinds.items():
+        for asset in sink.assets(kind, fields):
+            yield f"PUT {asset.path}"
+            yield json.dumps(asset.body, indent=2)
+    sink.close()

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Totals since the start of rows of kind http, for sinks whose counters may not go back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from podscope import red
+from podscope.schema import Array
+from podscope.sinks.rows import Rows
+
+SERIES = 10_000
+# Series that nothing was added to are told for so long, and then no more.
+RECENT_NS = 300 * 10**9
+# After that, their places are for others when all are taken.
+IDLE_NS = 3600 * 10**9
+SIDES = ("server", "client")
+# OpenTelemetry's mark for the series that takes what no longer fits.
+OVERFLOW = (("otel.metric.overflow", "true"),)
+
+Labels = tuple[tuple[str, str | int], ...]
+
+
+@dataclass(frozen=True)
+class Shot:
+    """Totals of some series.
+
+    Attributes:
+        places: which series they are, shape (n,).
+        fresh: which of them are told for the first time, shape (n,).
+        count, sum, request_bytes, response_bytes: shape (n,); durations in seconds.
+        max: longest duration since the series was told of before, seconds, shape (n,).
+        le: counts at the classic bounds, cumulative in ``le``, shape (n, 15).
+        buckets: exponential histograms, shape (n, 256); (n, 0) if they are not kept.
+        start_ns: when the totals began, shape (n,).
+    """
+
+    places: npt.NDArray[np.intp]
+    fresh: npt.NDArray[np.bool_]
+    count: Array
+    sum: Array
+    request_bytes: Array
+    response_bytes: Array
+    max: Array
+    le: Array
+    buckets: Array
+    start_ns: Array
+
+
+class Cumulative:
+    """Adds rows up by their attributes, in bounded memory.
+
+    Args:
+        buckets: keep exponential histograms: two kilobytes a series.
+        series: the most series; what is beyond goes to one series a side.
+    """
+
+    def __init__(self, *, buckets: bool, series: int = SERIES) -> None:
+        self._most = series
+        self._place: dict[tuple[object, ...], int] = {}
+        self.labels: list[Labels] = [OVERFLOW, OVERFLOW]
+        self.sides: list[int] = [0, 1]
+        self._free: list[int] = []
+        self._width = red.BUCKETS if buckets else 0
+        self._values = np.zeros((2, 5))
+        self._le = np.zeros((2, len(red.CLASSIC_BOUNDS) + 1), dtype=np.int64)
+        self._buckets = np.zeros((2, self._width), dtype=np.int64)
+        self._start_ns = np.zeros(2, dtype=np.int64)
+        self._seen_ns = np.zeros(2, dtype=np.int64)
+        self._told = np.zeros(2, dtype=np.bool_)
+
+    def add(self, rows: Rows) -> Shot:
+        """Adds the rows, and gives the totals of all series that are new or of late."""
+        places = np.array(self._places(rows), dtype=np.intp)
+        columns = rows.columns
+        values = (
+            columns["count"],
+            columns["duration.sum"],
+            columns["http.request.body.size"],
+            columns["http.response.body.size"],
+        )
+        np.add.at(self._values[:, :4], places, np.stack(values, axis=1).astype(float))
+        np.maximum.at(self._values[:, 4], places, columns["duration.max"])
+        np.add.at(self._le, places, np.asarray(rows.le).astype(np.int64))
+        if self._width and rows.buckets is not None:
+            np.add.at(self._buckets, places, rows.buckets.astype(np.int64))
+        self._seen_ns[places] = rows.time_ns
+        return self._shot(rows.time_ns)
+
+    def _shot(self, now_ns: int) -> Shot:
+        places = np.flatnonzero(self._seen_ns > max(now_ns - RECENT_NS, 0))
+        values = self._values[places]
+        fresh = ~self._told[places]
+        self._told[places] = True
+        self._values[places, 4] = 0
+        return Shot(
+            places=places,
+            fresh=fresh,
+            count=values[:, 0].astype(np.int64),
+            sum=values[:, 1],
+            request_bytes=values[:, 2].astype(np.int64),
+            response_bytes=values[:, 3].astype(np.int64),
+            max=values[:, 4],
+            le=np.cumsum(self._le[places], axis=1),
+            buckets=self._buckets[places],
+            start_ns=self._start_ns[places],
+        )
+
+    def _places(self, rows: Rows) -> list[int]:
+        fields = [one for one in rows.fields if one.label]
+        columns = [rows.columns[one.name].tolist() for one in fields]
+        names = [one.name for one in fields]
+        sides = (rows.columns["side"] == "client").astype(int).tolist()
+        start_ns = rows.time_ns - round(rows.interval * 1e9)
+        found = []
+        for key in zip(sides, *columns, strict=True):
+            place = self._place.get(key)
+            if place is None:
+                place = self._new(key, _labels(names, key[1:]), start_ns)
+            found.append(place)
+        return found
+
+    def _new(self, key: tuple[object, ...], labels: Labels, start_ns: int) -> int:
+        side = int(str(key[0]))
+        if not self._free and len(self.labels) >= self._most + len(SIDES):
+            self._evict(start_ns)
+        if self._free:
+            place = self._free.pop()
+            self.labels[place], self.sides[place] = labels, side
+        elif len(self.labels) < self._most + len(SIDES):
+            place = len(self.labels)
+            self.labels.append(labels)
+            self.sides.append(side)
+            if place == len(self._values):
+                self._grow()
+        else:
+            # Not remembered: there may be room for it later.
+            self._start_ns[side] = self._start_ns[side] or start_ns
+            return side
+        self._place[key] = place
+        self._start_ns[place] = self._seen_ns[place] = start_ns
+        return place
+
+    def _grow(self) -> None:
+        more = len(self._values)
+        for name in ("_values", "_le", "_buckets", "_start_ns", "_seen_ns", "_told"):
+            array = getattr(self, name)
+            setattr(
+                self, name, np.concatenate([array, np.zeros((more, *array.shape[1:]), array.dtype)])
+            )
+
+    def _evict(self, now_ns: int) -> None:
+        """Frees the places of idle series; those that come again begin at zero."""
+        idle = set(np.flatnonzero(self._seen_ns < now_ns - IDLE_NS).tolist()) - {0, 1}
+        gone = {key: place for key, place in self._place.items() if place in idle}
+        for key, place in gone.items():
+            del self._place[key]
+            self._free.append(place)
+            for name in ("_values", "_le", "_buckets", "_start_ns", "_seen_ns", "_told"):
+                getattr(self, name)[place] = 0
+
+
+def _labels(names: Sequence[str], values: Sequence[object]) -> Labels:
+    return tuple(_told(names, values))
+
+
+def _told(names: Sequence[str], values: Sequence[object]) -> Iterator[tuple[str, str | int]]:
+    for name, value in zip(names, values, strict=True):
+        if isinstance(value, (str, int)) and value:
+            yield name, value

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What Elasticsearch and OpenSearch are told of rows: names, types, templates, retention.
+
+All of it is made from the fields of a kind of rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from podscope import red
+from podscope.schema import Field
+
+# Changes when older templates must make room.
+VERSION = 1
+# Names of ECS, where it has one. https://www.elastic.co/docs/reference/ecs
+ECS = {
+    "time": "@timestamp",
+    "trace_id": "trace.id",
+    "span_id": "span.id",
+    "process.executable.name": "process.name",
+    "network.protocol.name": "network.protocol",
+    "network.protocol.version": "http.version",
+    "http.request.body.size": "http.request.body.bytes",
+    "http.response.body.size": "http.response.body.bytes",
+    "side": "podscope.side",
+    # A name cannot be a value and have names inside of it.
+    "podscope.peer": "podscope.peer.class",
+    "interval": "podscope.interval",
+    "count": "podscope.count",
+}
+# A duration of one event is ECS' event.duration, in nanoseconds.
+EVENT_DURATION = "event.duration"
+_IP = frozenset({"network.peer.address", "client.address"})
+_LONG_TEXTS = frozenset({"url.path", "url.query", "user_agent.original"})
+_TYPES = {"int": "long", "float": "double", "time": "date_nanos"}
+LE_NAMES = (
+    *(f"duration.le_{bound * 1000:g}ms" for bound in red.CLASSIC_BOUNDS),
+    "duration.le_inf",
+)
+HISTOGRAM = "duration.histogram"
+
+
+@dataclass(frozen=True)
+class Asset:
+    """One object of a server: where it is put, and what it is."""
+
+    path: str
+    body: dict[str, Any]
+
+
+def name_of(one: Field) -> str:
+    """What a field is called there."""
+    return EVENT_DURATION if one.name == "duration" else ECS.get(one.name, one.name)
+
+
+def stream(kind: str, dataset: str) -> str:
+    """The data stream of a kind of rows."""
+    if kind == "http":
+        return f"podscope-http-{dataset}"
+    return (
+        f"podscope-requests-{dataset}" if kind == "request" else f"podscope-events-{kind}.{dataset}"
+    )
+
+
+def properties(fields: Sequence[Field], kind: str, *, histograms: bool) -> dict[str, Any]:
+    """The type of each field, by its name."""
+    made: dict[str, Any] = {
+        "event.dataset": {"type": "keyword"},
+        "event.kind": {"type": "keyword"},
+        "host.name": {"type": "keyword"},
+        "k8s.cluster.name": {"type": "keyword"},
+    }
+    for one in fields:
+        made[name_of(one)] = _type(one)
+    if kind == "http":
+        made |= {name: {"type": "long"} for name in LE_NAMES}
+        if histograms:
+            made[HISTOGRAM] = {"type": "histogram"}
+    return made
+
+
+def _type(one: Field) -> dict[str, Any]:
+    if one.name == "duration":
+        return {"type": "long"}
+    if one.type != "text":
+        return {"type": _TYPES[one.type]}
+    if one.name in _IP:
+        return {"type": "ip", "ignore_malformed": True}
+    return {"type": "keyword", "ignore_above": 8191 if one.name in _LONG_TEXTS else 1024}
+
+
+def template_name(kind: str) -> str:
+    """What the templates of a kind are called."""
+    return f"podscope-{kind}"
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """What a server has, as far as is known.
+
+    Attributes:
+        lifecycle: indexes can be deleted by their age: ILM or ISM.
+        histograms: the type ``histogram``.
+    """
+
+    lifecycle: bool = True
+    histograms: bool = True
+
+
+def templates(
+    kind: str, fields: Sequence[Field], *, opensearch: bool, can: Abilities
+) -> tuple[Asset, Asset]:
+    """The templates of a kind of rows, in the order of their making."""
+    name = template_name(kind)
+    settings: dict[str, Any] = {"index.codec": "best_compression"}
+    if can.lifecycle and not opensearch:
+        settings["index.lifecycle.name"] = "podscope"
+    mappings = {
+        "dynamic_templates": [
+            {"texts": {"match_mapping_type": "string", "mapping": {"type": "keyword"}}}
+        ],
+        "date_detection": False,
+        "properties": properties(fields, kind, histograms=can.histograms),
+    }
+    index = {
+        "index_patterns": [stream(kind, "*")],
+        "data_stream": {},
+        "composed_of": [name],
+        "priority": 200,
+        "version": VERSION,
+    }
+    # The same whatever the server can: it tells the fields of one version from another's.
+    whole = properties(fields, kind, histograms=True)
+    meta = {"_meta": {"podscope": digest(whole, index), "histograms": can.histograms}}
+    component = {"template": {"settings": settings, "mappings": mappings}, "version": VERSION}
+    return (
+        Asset(f"/_component_template/{name}", component | meta),
+        Asset(f"/_index_template/{name}", index | meta),
+    )
+
+
+def digest(*parts: object) -> str:
+    """The same for the same content."""
+    return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()[:16]
+
+
+def lifecycle(*, opensearch: bool, retention: str, rollover: str) -> Asset:
+    """When data goes: a policy of ILM or ISM.
+
+    Args:
+        opensearch: OpenSearch, and not Elasticsearch.
+        retention: age at which data goes, as ``7d``.
+        rollover: age at which an index is done, as ``1d``.
+    """
+    if not opensearch:
+        phases = {
+            "hot": {
+                "actions": {
+                    "rollover": {"max_age": rollover, "max_primary_shard_size": "20gb"},
+                }
+            },
+            "delete": {"min_age": retention, "actions": {"delete": {}}},
+        }
+        return Asset("/_ilm/policy/podscope", {"policy": {"phases": phases}})
+    states = [
+        {
+            "name": "hot",
+            "actions": [
+                {"rollover": {"min_index_age": rollover, "min_primary_shard_size": "20gb"}}
+            ],
+            "transitions": [
+                {"state_name": "delete", "conditions": {"min_rollover_age": retention}}
+            ],
+        },
+        {"name": "delete", "actions": [{"delete": {}}], "transitions": []},
+    ]
+    policy = {
+        "description": "podscope",
+        "default_state": "hot",
+        "states": states,
+        "ism_template": [{"index_patterns": ["podscope-*"], "priority": 100}],
+    }
+    return Asset("/_plugins/_ism/policies/podscope", {"policy": policy})

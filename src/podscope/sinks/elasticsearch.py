@@ -1,0 +1,301 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows as documents of Elasticsearch or OpenSearch: ``_bulk`` into data streams."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated
+from typing import Any
+from typing import ClassVar
+
+import msgspec
+import numpy as np
+from msgspec import Meta
+
+from podscope import red
+from podscope import render
+from podscope.errors import PodscopeError
+from podscope.schema import Array
+from podscope.schema import Field
+from podscope.settings import Duration
+from podscope.settings import Secret
+from podscope.sinks import elastic_templates as templates
+from podscope.sinks.http_client import Client
+from podscope.sinks.http_client import ServerSettings
+from podscope.sinks.plugin import Partly
+from podscope.sinks.plugin import Refused
+from podscope.sinks.plugin import SinkSettings
+from podscope.sinks.plugin import Unavailable
+from podscope.sinks.rows import Rows
+
+NDJSON = "application/x-ndjson"
+JSON = "application/json"
+# An item that is there already was sent before (409); one that may pass is sent again.
+_THERE, _BUSY = 409, frozenset({429, 502, 503, 504})
+_NO_HISTOGRAM = "[histogram]"
+_NO_HANDLER = "no handler found"
+# The middle of each bucket of the exponential histograms, in seconds, on the logarithmic scale.
+_MIDDLES = np.exp2((np.arange(red.BUCKETS) + red.OFFSET + 0.5) / (1 << red.SCALE))
+
+
+class ElasticsearchSettings(ServerSettings, frozen=True, kw_only=True):
+    """Settings of the sinks ``elasticsearch`` and ``opensearch``."""
+
+    api_key: Annotated[Secret | None, Meta(description="in place of user and password")] = None
+    dataset: Annotated[str, Meta(description="end of the data streams' names")] = "default"
+    setup: Annotated[bool, Meta(description="make templates where they are missing or old")] = True
+    retention: Annotated[Duration, Meta(description="age at which data goes")] = Duration(7 * 86400)
+    rollover: Annotated[Duration, Meta(description="age at which an index is done")] = Duration(
+        86400
+    )
+
+
+class _Error(msgspec.Struct):
+    type: str = ""
+    reason: str = ""
+    caused_by: dict[str, Any] | None = None
+
+
+class _Item(msgspec.Struct):
+    status: int = 0
+    error: _Error | None = None
+
+
+class _Answer(msgspec.Struct):
+    errors: bool = False
+    items: list[dict[str, _Item]] = []
+
+
+_decoder = msgspec.json.Decoder(_Answer)
+
+
+class Elasticsearch:
+    """Writes documents; the same row sent once more makes no second one."""
+
+    Settings: ClassVar[type[SinkSettings]] = ElasticsearchSettings
+
+    def __init__(self, settings: ElasticsearchSettings) -> None:
+        self._settings = settings
+        key = settings.api_key
+        self._client = Client(settings, None if key is None else lambda: f"ApiKey {key.text()}")
+        self._opensearch = settings.type == "opensearch"
+        self._ready: set[str] = set()
+        self._can = templates.Abilities(histograms=not self._opensearch)
+
+    def send(self, rows: Rows) -> None:
+        """Writes the rows; raises NotTaken as ``Sink.send`` says."""
+        if self._settings.setup and rows.kind not in self._ready:
+            for _ in self.prepare(rows.kind, rows.fields):
+                pass
+            self._ready.add(rows.kind)
+        path = f"/{templates.stream(rows.kind, self._settings.dataset)}/_bulk"
+        body = documents(rows, histograms=self._can.histograms)
+        query = {"filter_path": "errors,items.*.status,items.*.error"}
+        answer = self._client.send(
+            "POST", path, body, headers={"Content-Type": NDJSON}, query=query
+        )
+        if not answer.is_success:
+            raise Refused(self._client.said(answer))
+        try:
+            told = _decoder.decode(answer.content)
+        except msgspec.MsgspecError:
+            raise Unavailable(
+                f"{self._settings.url}: no answer to _bulk: {answer.text[:100]}"
+            ) from None
+        if told.errors:
+            _sort_out(rows, [next(iter(item.values())) for item in told.items])
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._client.close()
+
+    def prepare(self, kind: str, fields: Sequence[Field]) -> Iterator[str]:
+        """Makes the templates and the retention of a kind of rows; tells of each.
+
+        What is there already, and the same or newer, is left as it is.
+
+        Raises:
+            Unavailable, Refused: the server cannot, or does not let us.
+        """
+        if self._is_there(kind, fields):
+            yield f"/_index_template/{templates.template_name(kind)} is there already"
+            return
+        yield self._put_lifecycle()
+        for asset in self._put_templates(kind, fields):
+            yield f"{asset.path} made"
+        yield from self._roll_over(templates.stream(kind, self._settings.dataset))
+
+    def assets(self, kind: str, fields: Sequence[Field]) -> list[templates.Asset]:
+        """What ``prepare`` makes on a server that has all."""
+        made = templates.templates(kind, fields, opensearch=self._opensearch, can=self._can)
+        return [self._lifecycle(), *made]
+
+    def _lifecycle(self) -> templates.Asset:
+        return templates.lifecycle(
+            opensearch=self._opensearch,
+            retention=_age(self._settings.retention),
+            rollover=_age(self._settings.rollover),
+        )
+
+    def _is_there(self, kind: str, fields: Sequence[Field]) -> bool:
+        *_, asset = self.assets(kind, fields)
+        answer = self._client.send("GET", asset.path)
+        if answer.status_code == 404:
+            return False
+        if not answer.is_success:
+            raise Refused(self._client.said(answer))
+        (found,) = answer.json()["index_templates"]
+        there = found["index_template"]
+        meta = there.get("_meta", {})
+        if not meta.get("histograms", True):
+            self._can = replace(self._can, histograms=False)
+        same = meta.get("podscope") == asset.body["_meta"]["podscope"]
+        return bool(same or there.get("version", 0) > templates.VERSION)
+
+    def _put_templates(self, kind: str, fields: Sequence[Field]) -> Sequence[templates.Asset]:
+        try:
+            _, *made = self.assets(kind, fields)
+            for asset in made:
+                self._put(asset)
+        except Refused as error:
+            # Only a try tells: distributions differ in their modules.
+            if _NO_HISTOGRAM not in str(error) or not self._can.histograms:
+                raise
+            self._can = replace(self._can, histograms=False)
+            return self._put_templates(kind, fields)
+        return made
+
+    def _put(self, asset: templates.Asset) -> None:
+        body = msgspec.json.encode(asset.body)
+        answer = self._client.send("PUT", asset.path, body, headers={"Content-Type": JSON})
+        if not answer.is_success:
+            raise Refused(self._client.said(answer))
+
+    def _put_lifecycle(self) -> str:
+        asset = self._lifecycle()
+        answer = self._client.send("GET", asset.path)
+        if answer.status_code == 400 and _NO_HANDLER in answer.text:
+            self._can = replace(self._can, lifecycle=False)
+            return "this server has no lifecycle management: nothing is ever deleted"
+        if self._opensearch and answer.is_success:
+            # It can be changed only with its number; whoever changed it may go on doing so.
+            return f"{asset.path} is there already"
+        self._put(asset)
+        return f"{asset.path} made"
+
+    def _roll_over(self, name: str) -> Iterator[str]:
+        """Lets a stream that is there go on with the new templates."""
+        if self._client.send("GET", f"/{name}/_settings").is_success:
+            answer = self._client.send("POST", f"/{name}/_rollover")
+            if not answer.is_success:
+                raise Refused(self._client.said(answer))
+            yield f"/{name} rolled over"
+
+
+def setup(settings: ElasticsearchSettings, kinds: Mapping[str, Sequence[Field]]) -> Iterator[str]:
+    """Prepares a server for some kinds of rows; tells of what is made. Raises PodscopeError."""
+    sink = Elasticsearch(settings)
+    try:
+        for kind, fields in kinds.items():
+            yield from sink.prepare(kind, fields)
+    except (Unavailable, Refused) as error:
+        raise PodscopeError(str(error)) from None
+    finally:
+        sink.close()
+
+
+def documents(rows: Rows, *, histograms: bool) -> bytes:
+    """The body of ``_bulk``: for each row what to do, and the document.
+
+    Strings are made for whole columns; of texts that come again, once.
+    """
+    common = {
+        "event.dataset": f"podscope.{rows.kind}",
+        "event.kind": "metric" if rows.kind == "http" else "event",
+        **rows.resource,
+    }
+    start = json.dumps(common, separators=(",", ":"))[:-1]
+    parts = [_members(one, rows.columns[one.name]) for one in rows.fields]
+    if rows.le is not None:
+        cumulative = np.cumsum(rows.le, axis=1)
+        parts += [_ints(name, cumulative[:, n]) for n, name in enumerate(templates.LE_NAMES)]
+    if rows.buckets is not None and histograms:
+        parts.append(_histograms(rows.buckets))
+    lines = []
+    for row_id, row in zip(rows.row_ids, zip(*parts, strict=True), strict=True):
+        lines.append(
+            f'{{"create":{{"_id":"{row_id}"}}}}\n{start},{",".join(filter(None, row))}}}\n'
+        )
+    return "".join(lines).encode()
+
+
+def _members(one: Field, column: Array) -> list[str]:
+    """``"name":value`` for each row; empty where it does not apply."""
+    name = templates.name_of(one)
+    key = json.dumps(name)
+    if one.type == "text":
+        items = column.tolist()
+        told = {item: f"{key}:{json.dumps(item)}" for item in set(items) if item is not None}
+        return [told.get(item, "") for item in items]
+    if one.type == "time":
+        return [f'{key}:"{text}"' for text in render.rfc3339(column)]
+    if name == templates.EVENT_DURATION:
+        return _ints(name, np.rint(column * 1e9).astype(np.int64))
+    if one.type == "float":
+        numbers = np.round(column, 9).tolist()
+        finite = np.isfinite(column).tolist()
+        return [f"{key}:{n!r}" if ok else "" for n, ok in zip(numbers, finite, strict=True)]
+    ints = _ints(name, column)
+    if not one.blank:
+        return ints
+    return [text if n else "" for text, n in zip(ints, column.tolist(), strict=True)]
+
+
+def _ints(name: str, column: Array) -> list[str]:
+    key = json.dumps(name)
+    return [f"{key}:{number}" for number in column.tolist()]
+
+
+def _histograms(buckets: Array) -> list[str]:
+    key = json.dumps(templates.HISTOGRAM)
+    middles = [float(f"{value:.6g}") for value in _MIDDLES.tolist()]
+    found = []
+    for counts in buckets:
+        places = np.flatnonzero(counts).tolist()
+        values = ",".join(str(middles[place]) for place in places)
+        numbers = ",".join(map(str, counts[places].tolist()))
+        found.append(f'{key}:{{"values":[{values}],"counts":[{numbers}]}}')
+    return found
+
+
+def _sort_out(rows: Rows, items: Sequence[_Item]) -> None:
+    """Raises Partly: which rows are to be sent again, and which are refused, by reason."""
+    again: list[int] = []
+    refused: dict[str, list[int]] = {}
+    why = ""
+    for place, item in enumerate(items):
+        if item.error is None or item.status == _THERE:
+            continue
+        said = _reason(item.error)
+        if item.status in _BUSY:
+            again.append(place)
+            why = f"{item.status}: {said}"
+        else:
+            refused.setdefault(said, []).append(place)
+    if again or refused:
+        parts = tuple((rows.take(np.array(some)), said) for said, some in refused.items())
+        raise Partly(rows.take(np.array(again)) if again else None, parts, why=why)
+
+
+def _reason(error: _Error) -> str:
+    more = (error.caused_by or {}).get("reason", "")
+    return f"{error.type}: {error.reason}" + (f": {more}" if more else "")
+
+
+def _age(duration: Duration) -> str:
+    """A time as Elasticsearch writes it: it has no fractions."""
+    return f"{max(round(duration), 1)}s"

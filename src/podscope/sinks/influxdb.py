@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows as points of InfluxDB, by the APIs of version 1 and 2."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Annotated
+from typing import Any
+from typing import ClassVar
+from typing import Literal
+
+from msgspec import Meta
+
+from podscope.settings import Secret
+from podscope.sinks.http_client import Client
+from podscope.sinks.http_client import ServerSettings
+from podscope.sinks.influxdb_compat import Compat
+from podscope.sinks.line_protocol import Distinct
+from podscope.sinks.line_protocol import lines_of
+from podscope.sinks.plugin import Refused
+from podscope.sinks.plugin import SinkSettings
+from podscope.sinks.plugin import TooLarge
+from podscope.sinks.rows import Rows
+
+_DROPPED = re.compile(r"dropped=(\d+)")
+
+
+class InfluxdbSettings(ServerSettings, frozen=True, kw_only=True):
+    """Settings of the sink ``influxdb``."""
+
+    version: Annotated[Literal[1, 2], Meta(description="of the API")] = 2
+    database: Annotated[str, Meta(description="version 1; made if it is not there")] = "podscope"
+    retention_policy: Annotated[str, Meta(description="version 1; empty: the default one")] = ""
+    org: Annotated[str, Meta(description="version 2")] = ""
+    bucket: Annotated[str, Meta(description="version 2")] = ""
+    token: Annotated[Secret | None, Meta(description="version 2")] = None
+    prefix: Annotated[str, Meta(description="of the measurements' names")] = "podscope_"
+    compat: Annotated[
+        tuple[Literal["owlk8s", "kubebpfbox"], ...],
+        Meta(description="write the measurements of these, too"),
+    ] = ()
+
+    def __post_init__(self) -> None:
+        if self.version == 2 and not (self.org and self.bucket):
+            raise ValueError("org and bucket are missing; or set version: 1, with a database")
+        if self.version == 1 and self.token is not None:
+            raise ValueError("token is for version 2; version 1 has username and password")
+
+
+class Influxdb:
+    """Writes points; the same ones written once more change nothing."""
+
+    Settings: ClassVar[type[SinkSettings]] = InfluxdbSettings
+
+    def __init__(self, settings: InfluxdbSettings) -> None:
+        self._settings = settings
+        self._client = Client(settings, self._authorization if settings.version == 2 else None)
+        self._compat = Compat(settings.compat)
+        self.also_by: Mapping[str, Sequence[str]] = self._compat.also_by
+        self._distinct = Distinct()
+        self._last: tuple[Rows | None, bytes] = (None, b"")
+
+    def send(self, rows: Rows) -> None:
+        """Writes the rows; raises NotTaken as ``Sink.send`` says."""
+        if self._last[0] is not rows:
+            # Sent again, they are the same bytes: times and totals were given to them once.
+            self._last = (rows, self._encoded(rows))
+        body = self._last[1]
+        if body:
+            self._write(body, len(rows))
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._client.close()
+
+    def _encoded(self, rows: Rows) -> bytes:
+        if rows.kind in self.also_by:
+            return self._compat.lines(rows).encode()
+        lines = lines_of(rows, f"{self._settings.prefix}{rows.kind}", self._distinct)
+        return (lines + self._compat.lines(rows)).encode()
+
+    def _write(self, body: bytes, count: int) -> None:
+        answer = self._post(body)
+        if answer.status_code == 404 and self._settings.version == 1:
+            self._make_database()
+            answer = self._post(body)
+        if answer.is_success:
+            return
+        said = self._client.said(answer)
+        dropped = _DROPPED.search(answer.text)
+        if answer.status_code not in (400, 422) or count == 1:
+            raise Refused(said)
+        if dropped and int(dropped[1]) >= count:
+            raise Refused(said)
+        # Points are written once more without harm: halves find those that are refused.
+        raise TooLarge(said)
+
+    def _post(self, body: bytes) -> Any:
+        settings = self._settings
+        if settings.version == 1:
+            query = {"db": settings.database, "precision": "ns"}
+            query |= {"rp": settings.retention_policy} if settings.retention_policy else {}
+            return self._client.send("POST", "/write", body, query=query)
+        query = {"org": settings.org, "bucket": settings.bucket, "precision": "ns"}
+        return self._client.send("POST", "/api/v2/write", body, query=query)
+
+    def _make_database(self) -> None:
+        name = self._settings.database.replace("\\", "\\\\").replace('"', '\\"')
+        answer = self._client.send("POST", "/query", query={"q": f'CREATE DATABASE "{name}"'})
+        if not answer.is_success or b'"error"' in answer.content:
+            raise Refused(self._client.said(answer))
+
+    def _authorization(self) -> str:
+        token = self._settings.token
+        return f"Token {token.text()}" if token is not None else ""

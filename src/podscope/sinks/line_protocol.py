@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""InfluxDB's line protocol, made column by column.
+
+A measurement for each kind. Tags are what there are few of; what grows without end (paths, ports of
+clients, process ids) is a field.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from podscope import red
+from podscope import schema
+from podscope.schema import Array
+from podscope.schema import Field
+from podscope.sinks.rows import Rows
+
+# Attributes that grow without end, or change with each start of a container.
+_UNBOUNDED = frozenset(
+    {
+        "process.pid",
+        "container.id",
+        "k8s.pod.uid",
+        "network.peer.address",
+        "server.address",
+        "podscope.peer.pod.name",
+    }
+)
+_KNOWN = frozenset(one.name for one in schema.HTTP if one.dimension)
+TAGS = (_KNOWN | {"host.name", "k8s.cluster.name"}) - _UNBOUNDED
+_LE = [*(f"duration.le_{bound}" for bound in red.CLASSIC_BOUNDS), "duration.le_inf"]
+
+
+class Distinct:
+    """Gives points of the same series and nanosecond times of their own: each stays a point."""
+
+    def __init__(self) -> None:
+        self._before: set[tuple[str, int]] = set()
+
+    def times(self, series: Sequence[str], times: Sequence[int]) -> list[int]:
+        """Times, of which some are a few nanoseconds later than given."""
+        taken: set[tuple[str, int]] = set()
+        found = []
+        for one, time in zip(series, times, strict=True):
+            at = time
+            while (one, at) in taken or (one, at) in self._before:
+                at += 1
+            taken.add((one, at))
+            found.append(at)
+        self._before = taken
+        return found
+
+
+def lines_of(rows: Rows, measurement: str, distinct: Distinct) -> str:
+    """Lines of InfluxDB's line protocol, each with its end.
+
+    Strings are made for whole columns; of texts that come again, once.
+    """
+    fields, columns = rows.with_resource()
+    tags = sorted((one for one in fields if is_tag(one)), key=lambda one: one.name)
+    values = [one for one in fields if not is_tag(one) and one.name != "time"]
+    head = key(measurement)
+    series = _joined([_tags(one, columns[one.name]) for one in tags], len(rows))
+    parts = [_values(one, columns[one.name]) for one in values]
+    if rows.le is not None:
+        cumulative = np.cumsum(rows.le, axis=1)
+        parts += [_integers(name, cumulative[:, n]) for n, name in enumerate(_LE)]
+    told = [",".join(filter(None, row)) for row in zip(*parts, strict=True)]
+    times = distinct.times(series, columns["time"].astype("M8[ns]").astype(np.int64).tolist())
+    return "".join(
+        f"{head}{one} {value} {time}\n"
+        for one, value, time in zip(series, told, times, strict=True)
+        if value
+    )
+
+
+def is_tag(one: Field) -> bool:
+    """Whether a field is a tag: it says what a row is about, and there are few of it."""
+    return one.name in TAGS
+
+
+def key(text: str) -> str:
+    """A measurement, or the key of a tag or field."""
+    return text.replace(",", "\\,").replace("=", "\\=").replace(" ", "\\ ")
+
+
+def tag_value(text: str) -> str:
+    """The value of a tag; a backslash before what is escaped cannot be written, and becomes /."""
+    safe = re.sub(r"\\(?=[,= ]|$)", "/", text.replace("\n", "\\n").replace("\r", "\\r"))
+    return key(safe)
+
+
+def string(text: str) -> str:
+    """The value of a field that is a text."""
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _joined(parts: Sequence[Sequence[str]], count: int) -> list[str]:
+    return ["".join(row) for row in zip(*parts, strict=True)] if parts else [""] * count
+
+
+def _tags(one: Field, column: Array) -> list[str]:
+    """``,key=value`` for each row; empty where it does not apply."""
+    name = key(one.name)
+    items = column.tolist()
+    told = {
+        item: f",{name}={tag_value(str(item))}" if item not in (None, 0, "") else ""
+        for item in set(items)
+    }
+    return [told[item] for item in items]
+
+
+def _values(one: Field, column: Array) -> list[str]:
+    name = key(one.name)
+    if one.type == "text":
+        items = column.tolist()
+        quoted = {item: f"{name}={string(item)}" for item in set(items) if item}
+        return [quoted.get(item, "") for item in items]
+    if one.type == "float":
+        items = np.round(column, 9).tolist()
+        return [f"{name}={item!r}" if math.isfinite(item) else "" for item in items]
+    if one.type == "time":
+        return _integers(one.name, column.astype("M8[ns]").astype(np.int64))
+    told = _integers(one.name, column)
+    if not one.blank:
+        return told
+    return [text if item else "" for text, item in zip(told, column.tolist(), strict=True)]
+
+
+def _integers(name: str, column: Array) -> list[str]:
+    head = key(name)
+    return [f"{head}={item}i" for item in column.tolist()]

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows by OTLP over HTTP, as protocol buffers: kind http as metrics, other kinds as logs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+from typing import ClassVar
+from typing import Literal
+
+from msgspec import Meta
+
+from podscope.settings import Secret
+from podscope.settings import Url
+from podscope.sinks import otlp_messages
+from podscope.sinks.cumulative import Cumulative
+from podscope.sinks.http_client import Client
+from podscope.sinks.http_client import ServerSettings
+from podscope.sinks.plugin import Refused
+from podscope.sinks.plugin import SinkSettings
+from podscope.sinks.rows import Rows
+
+PROTOBUF = "application/x-protobuf"
+
+
+class OtlpSettings(ServerSettings, frozen=True, kw_only=True):
+    """Settings of the sink ``otlp``."""
+
+    url: Annotated[Url, Meta(description="without /v1/metrics, as http://collector:4318")]
+    token: Annotated[Secret | None, Meta(description="bearer token, in place of a user")] = None
+    headers: Annotated[tuple[tuple[str, str], ...], Meta(description="more fields")] = ()
+    signals: Annotated[tuple[Literal["metrics", "logs"], ...], Meta(description="what is sent")] = (
+        "metrics",
+        "logs",
+    )
+
+    def __post_init__(self) -> None:
+        if "side" not in self.by:
+            raise ValueError("by: side is missing: metrics of servers and clients have two names")
+
+
+class Otlp:
+    """Sends totals since the start, and logs."""
+
+    Settings: ClassVar[type[SinkSettings]] = OtlpSettings
+
+    def __init__(self, settings: OtlpSettings) -> None:
+        token = settings.token
+        bearer = None if token is None else lambda: f"Bearer {token.text()}"
+        self._client = Client(settings, bearer)
+        self._headers = {"Content-Type": PROTOBUF, **dict(settings.headers)}
+        self._signals = settings.signals
+        self._totals = Cumulative(buckets=True)
+        self._last: Rows | None = None
+        self._body = b""
+
+    def send(self, rows: Rows) -> None:
+        """Sends the rows; raises NotTaken as ``Sink.send`` says."""
+        signal = "metrics" if rows.kind == "http" else "logs"
+        if signal not in self._signals:
+            return
+        if self._last is not rows:
+            # Sent again, they are not added once more.
+            self._last = rows
+            self._body = self._metrics(rows) if signal == "metrics" else otlp_messages.logs(rows)
+        answer = self._client.send("POST", f"/v1/{signal}", self._body, headers=self._headers)
+        if not answer.is_success:
+            raise Refused(self._client.said(answer))
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._client.close()
+
+    def _metrics(self, rows: Rows) -> bytes:
+        totals = self._totals
+        shot = totals.add(rows)
+        return otlp_messages.metrics(shot, totals.labels, totals.sides, rows.resource, rows.time_ns)

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows for tests of sinks, and sinks that do what a test says."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import records
+
+from podscope.batch import Batch
+from podscope.schema import Field
+from podscope.sinks import rows
+from podscope.sinks.plugin import SinkSettings
+from podscope.sinks.rows import Rows
+
+SECONDS = 20
+RESOURCE = {"host.name": "node-1", "k8s.cluster.name": "test"}
+
+
+def http_rows(batch: Batch | None = None) -> Rows:
+    """The shop's five series, by all that tells rows apart."""
+    (made,) = rows.of_batches([batch or records.cluster_batch()], resource=RESOURCE)
+    return made
+
+
+def request_rows(n: int = 3) -> Rows:
+    """So many requests, all at the same nanosecond."""
+    (made,) = rows.of_batches([records.request_batch(n)], resource=RESOURCE)
+    return made
+
+
+def requests_later(seconds: float, n: int = 1, **members: object) -> Batch:
+    """Requests that came later than those of ``records``."""
+    batch = records.request_batch(n, **members)
+    return replace(batch, time_ns=batch.time_ns + round(seconds * 1e9))
+
+
+class Recorder:
+    """A sink that notes what it gets, and first raises what it was told to."""
+
+    Settings = SinkSettings
+
+    def __init__(self, *errors: BaseException | Callable[[Rows], None]) -> None:
+        self.errors = [*errors]
+        self.got: list[Rows] = []
+        self.tried: list[Rows] = []
+        self.closed = threading.Event()
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def send(self, some: Rows) -> None:
+        self.gate.wait()
+        self.tried.append(some)
+        if self.errors:
+            error = self.errors.pop(0)
+            if isinstance(error, BaseException):
+                raise error
+            error(some)
+        self.got.append(some)
+
+    def close(self) -> None:
+        self.closed.set()
+
+    @property
+    def count(self) -> int:
+        return sum(map(len, self.got))
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    """Until something is so, or the test fails."""
+    due = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < due, "it did not come"
+        time.sleep(0.005)
+
+
+def event_rows() -> Rows:
+    """Rows of a kind that no sink has heard of, with fields of every type."""
+    texts = np.empty(2, dtype=object)
+    texts[:] = ["web-1-a", None]
+    more = np.empty(2, dtype=object)
+    more[:] = ['kill "it", now', "x=y"]
+    times = np.array([records.TIME_NS, records.TIME_NS + 1]).astype("M8[ns]")
+    columns = {
+        "time": times,
+        "k8s.pod.name": texts,
+        "podscope.oom.message": more,
+        "process.pid": np.array([17, 0]),
+        "podscope.oom.pages": np.array([0, 2**40]),
+        "podscope.oom.share": np.array([0.25, np.nan]),
+        "podscope.oom.limit_hit": times,
+    }
+    kinds = ("time", "text", "text", "int", "int", "float", "time")
+    fields = tuple(
+        Field(name, "", kind, "", "", False, name == "process.pid", _unread, "")
+        for name, kind in zip(columns, kinds, strict=True)
+    )
+    return Rows("oom", fields, columns, records.TIME_NS, resource=RESOURCE)
+
+
+def _unread(_: object) -> np.ndarray:
+    raise AssertionError("read already")
