@@ -35,6 +35,7 @@ COMMANDS = (
     Command("up", "watch this machine: live table and Prometheus metrics", "podscope.commands.up"),
     Command("http", "rate, errors and duration by workload, live", "podscope.commands.http"),
     Command("requests", "the request log, one line a request", "podscope.commands.requests"),
+    Command("events", "what goes wrong below HTTP, one line an event", "podscope.commands.events"),
     Command("agent", "watch this node of a Kubernetes cluster", "podscope.commands.agent"),
     Command("install", "run the agent on every node of a cluster", "podscope.commands.install"),
     Command("status", "which nodes have an agent that is ready", "podscope.commands.status"),

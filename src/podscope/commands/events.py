@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``podscope events``: what goes wrong below HTTP, one line an event."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from podscope import render
+from podscope.commands import rows
+from podscope.commands.http import duration_ns
+from podscope.commands.lifetime import Lifetime
+from podscope.errors import UsageError
+from podscope.schema_oom import OOM
+
+if TYPE_CHECKING:
+    import argparse
+
+HELP = "Show events as they come: kills by the OOM killer."
+INTERVAL_SECONDS = 1.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    parser.add_argument(
+        "events",
+        nargs="*",
+        metavar="EVENT",
+        help=f"which ones: {', '.join(EVENTS)} (default: all that this kernel can tell)",
+    )
+    rows.add_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Watch and show until a signal or the end of the time."""
+    events = _events(args.events)
+    if args.output == "csv" and len(events) > 1:
+        raise UsageError(
+            f"-o csv: each event has columns of its own; name one, as {args.output} {events[0]}"
+        )
+    duration = duration_ns(args)
+    named = rows.workload(args)
+    kinds = {EVENTS[one][0]: EVENTS[one][1] for one in events}
+    from podscope.pipeline import watch
+
+    with Lifetime() as lifetime, watch(tuple(kinds), INTERVAL_SECONDS) as watched:
+        lifetime.begin(watched.stop, duration)
+        rows.show(watched, watched.lost, kinds, args.output, sys.stdout, named=named)
+    return 0
+
+
+def _events(asked: Sequence[str]) -> tuple[str, ...]:
+    for one in asked:
+        if one not in EVENTS:
+            raise UsageError(f"EVENT: not an event: {one!r}; choose from {', '.join(EVENTS)}")
+    return tuple(dict.fromkeys(asked)) or tuple(EVENTS)
+
+
+def _table(
+    event: Callable[[rows.Columns], list[str]], detail: Callable[[rows.Columns], list[str]]
+) -> tuple[rows.Column, ...]:
+    return (
+        rows.Column("TIME", 12, rows.times),
+        rows.Column("EVENT", 14, event),
+        rows.Column("WORKLOAD", 24, rows.workloads),
+        rows.Column("WHAT", 4, detail),
+    )
+
+
+def _oom_kills(columns: rows.Columns) -> list[str]:
+    return ["oom kill"] * len(columns["time"])
+
+
+def _oom_details(columns: rows.Columns) -> list[str]:
+    told = zip(
+        columns["process.executable.name"].tolist(),
+        columns["process.memory.usage"].tolist(),
+        columns["podscope.oom.scope"].tolist(),
+        columns["podscope.oom.limit"].tolist(),
+        columns["podscope.oom.trigger.comm"].tolist(),
+        columns["podscope.oom.trigger.pid"].tolist(),
+        strict=True,
+    )
+    return [
+        f"{render.clean(name)} killed with {render.size(used)} resident; "
+        f"{_oom_reason(scope, limit)}; {render.clean(trigger)}[{pid}] asked for more"
+        for name, used, scope, limit, trigger, pid in told
+    ]
+
+
+def _oom_reason(scope: str | None, limit: int) -> str:
+    if scope == "memcg":
+        return f"its memory cgroup is at its limit of {render.size(limit)}"
+    if scope == "sysrq":
+        return "asked for by sysrq"
+    return "the machine has no more memory" if scope == "global" else "memory ran out"
+
+
+# Event: kind of rows, and how it is shown.
+EVENTS: dict[str, tuple[str, rows.Shown]] = {
+    "oom": ("oom", rows.Shown(OOM, _table(_oom_kills, _oom_details))),
+}
