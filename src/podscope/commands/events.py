@@ -8,17 +8,23 @@ from collections.abc import Callable
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from podscope import render
 from podscope.commands import rows
 from podscope.commands.http import duration_ns
 from podscope.commands.lifetime import Lifetime
 from podscope.errors import UsageError
+from podscope.schema_listen import LISTEN
 from podscope.schema_oom import OOM
 
 if TYPE_CHECKING:
     import argparse
 
-HELP = "Show events as they come: kills by the OOM killer."
+    from podscope.batch import Batch
+    from podscope.schema import Array
+
+HELP = "Show events as they come: kills by the OOM killer, listeners whose queues are full."
 INTERVAL_SECONDS = 1.0
 
 
@@ -63,7 +69,7 @@ def _table(
 ) -> tuple[rows.Column, ...]:
     return (
         rows.Column("TIME", 12, rows.times),
-        rows.Column("EVENT", 14, event),
+        rows.Column("EVENT", 18, event),
         rows.Column("WORKLOAD", 24, rows.workloads),
         rows.Column("WHAT", 4, detail),
     )
@@ -98,7 +104,35 @@ def _oom_reason(scope: str | None, limit: int) -> str:
     return "the machine has no more memory" if scope == "global" else "memory ran out"
 
 
+def _listen_news(batch: Batch) -> Array:
+    return np.asarray(batch.rows["event"] != 0)
+
+
+def _listen_details(columns: rows.Columns) -> list[str]:
+    told = zip(
+        columns["podscope.listen.event"].tolist(),
+        rows.endpoints("server.address", "server.port")(columns),
+        columns["podscope.listen.accept_queue.highest"].tolist(),
+        columns["podscope.listen.syn_queue.highest"].tolist(),
+        columns["podscope.listen.limit"].tolist(),
+        columns["podscope.listen.drops"].tolist(),
+        strict=True,
+    )
+    return [
+        f"{'' if where == '-' else where + ': '}"
+        f"accept queue {accept} of {limit}, SYN queue {syn} of {limit}"
+        + (f", {drops} handshakes dropped" if "drops" in event else "")
+        for event, where, accept, syn, limit, drops in told
+    ]
+
+
 # Event: kind of rows, and how it is shown.
 EVENTS: dict[str, tuple[str, rows.Shown]] = {
     "oom": ("oom", rows.Shown(OOM, _table(_oom_kills, _oom_details))),
+    "listen": (
+        "listen",
+        rows.Shown(
+            LISTEN, _table(rows.plain("podscope.listen.event"), _listen_details), _listen_news
+        ),
+    ),
 }

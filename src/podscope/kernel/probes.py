@@ -362,6 +362,15 @@ def _oom() -> str:
     return "attached to signal_generate and mark_victim, and detached"
 
 
+def _listeners() -> str:
+    with BpfObject.open("listen") as program, suppress(LoadError):
+        program.load()
+        return "noted from their beginning, those that are there already by one walk"
+    with BpfObject.open("listen_v2") as program:
+        program.load()
+    return "noted from their beginning, those that are there already process by process"
+
+
 def _has_helper(kind: int, helper: int) -> bool:
     """Whether the verifier knows a helper in programs of a kind. Raises BpfError without rights.
 
@@ -382,7 +391,7 @@ _ONE_AT_A_TIME = (
     "BPF_F_ALLOW_MULTI keeps others out; " + _NEWER
 )
 _OLDER_ENGINE = "nothing: the engine for older kernels takes its place; Linux {} has it"
-_WITHOUT = "run Linux 5.10 or newer, as root; all but podscope events {} works without it"
+_WITHOUT = "run Linux 5.10 or newer, as root; all but podscope {} works without it"
 _TRIALS: tuple[tuple[str, Callable[[], str], bool, str], ...] = (
     ("cgroup packets", _cgroup_skb, True, _ONE_AT_A_TIME),
     ("cgroup handshakes", _sockops, True, _ONE_AT_A_TIME),
@@ -399,7 +408,8 @@ _TRIALS: tuple[tuple[str, Callable[[], str], bool, str], ...] = (
         False,
         "run with CAP_SYS_PTRACE, on Linux 5.6 or newer; or restart a server to have it named",
     ),
-    ("OOM kills", _oom, False, _WITHOUT.format("oom")),
+    ("OOM kills", _oom, False, _WITHOUT.format("events oom")),
+    ("listeners", _listeners, False, _WITHOUT.format("listen")),
 )
 
 

@@ -50,15 +50,20 @@ class Walk:
     reason: str = ""
 
 
-def note_open_sockets(program: BpfObject) -> None:
+def note_open_sockets(program: BpfObject, iterator: str = PROGRAM, notes: str = "notes") -> None:
     """Notes an owner with every TCP socket that a process has open now.
 
     By the kernel's task_file iterator, else process by process. Warns (RuntimeWarning) if
     neither can be done: older connections are then counted without their process.
+
+    Args:
+        program: the object, loaded.
+        iterator: its program that walks.
+        notes: its storage map that takes ``pid`` and ``owner``.
     """
-    if note_by_iterator(program):
+    if note_by_iterator(program, iterator):
         return
-    walk = note_by_descriptors(program)
+    walk = note_by_descriptors(program, notes)
     if walk.reason:
         warnings.warn(
             f"sockets that are open already are counted without their process: {walk.reason}",
@@ -67,23 +72,23 @@ def note_open_sockets(program: BpfObject) -> None:
         )
 
 
-def note_by_iterator(program: BpfObject) -> bool:
+def note_by_iterator(program: BpfObject, iterator: str = PROGRAM) -> bool:
     """One walk in the kernel. False: this kernel, or this object, has no such iterator."""
-    if PROGRAM not in program.programs():
+    if iterator not in program.programs():
         return False
     try:
-        program.run_iter(PROGRAM)
+        program.run_iter(iterator)
     except BpfError:
         return False
     return True
 
 
-def note_by_descriptors(program: BpfObject) -> Walk:
+def note_by_descriptors(program: BpfObject, name: str = "notes") -> Walk:
     """The same from user space: takes each socket's descriptor for a moment and notes its owner.
 
     As with the iterator, the first process by number that holds a socket owns it.
     """
-    notes = program.map("notes")
+    notes = program.map(name)
     processes, owners = program.map("processes"), program.map("owners")
     numbers = itertools.count(FIRST_OWNER)
     seen: set[str] = set()
