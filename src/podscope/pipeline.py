@@ -397,7 +397,7 @@ def _open_feeds(
 
 
 def _open_feed(name: str, make: SourceClass, kinds: Sequence[str], options: Any) -> Feed:
-    source = make(options)
+    source = make(options, [kind for kind in kinds if kind in make.fields])
     try:
         return Feed(name, source, kinds)
     except BaseException:

@@ -28,7 +28,7 @@ class Counter:
     fields = {"sums": (schema_events.END, SIZE), "hits": (schema_events.TIME, SIZE)}
     events = frozenset({"hits"})
 
-    def __init__(self, options: int | None = None) -> None:
+    def __init__(self, options: int | None = None, kinds=()) -> None:
         self.size = options or 1
         self.gone = 0
         self.closed = False
@@ -63,7 +63,7 @@ class Counter:
 class Refusing(Counter):
     """A source that this kernel cannot run."""
 
-    def __init__(self, options=None):
+    def __init__(self, options=None, kinds=()):
         raise PodscopeError("hooks are missing: use a newer kernel")
 
 

@@ -17,6 +17,7 @@ from podscope.commands.lifetime import Lifetime
 from podscope.errors import UsageError
 from podscope.schema_listen import LISTEN
 from podscope.schema_oom import OOM
+from podscope.schema_tcp import TCP_EVENT
 
 if TYPE_CHECKING:
     import argparse
@@ -24,7 +25,12 @@ if TYPE_CHECKING:
     from podscope.batch import Batch
     from podscope.schema import Array
 
-HELP = "Show events as they come: kills by the OOM killer, listeners whose queues are full."
+HELP = (
+    "Show events as they come: kills by the OOM killer, listeners whose queues are full, what goes "
+    "wrong with connections."
+)
+# Of connections, what goes wrong.
+TCP_EVENTS = ("failed", "retransmit", "reset_sent", "reset_received")
 INTERVAL_SECONDS = 1.0
 
 
@@ -50,8 +56,13 @@ def run(args: argparse.Namespace) -> int:
     named = rows.workload(args)
     kinds = {EVENTS[one][0]: EVENTS[one][1] for one in events}
     from podscope.pipeline import watch
+    from podscope.sources.tcp import TcpOptions
 
-    with Lifetime() as lifetime, watch(tuple(kinds), INTERVAL_SECONDS) as watched:
+    settings = {"tcp": TcpOptions(events=TCP_EVENTS)}
+    with (
+        Lifetime() as lifetime,
+        watch(tuple(kinds), INTERVAL_SECONDS, sources=settings) as watched,
+    ):
         lifetime.begin(watched.stop, duration)
         rows.show(watched, watched.lost, kinds, args.output, sys.stdout, named=named)
     return 0
@@ -126,6 +137,39 @@ def _listen_details(columns: rows.Columns) -> list[str]:
     ]
 
 
+def _tcp_events(columns: rows.Columns) -> list[str]:
+    words = {"connect": "connect failed", "reset_sent": "reset sent"}
+    words["reset_received"] = "reset received"
+    return [words.get(what, what) for what in columns["podscope.tcp.event"].tolist()]
+
+
+def _tcp_details(columns: rows.Columns) -> list[str]:
+    told = zip(
+        columns["podscope.tcp.event"].tolist(),
+        rows.endpoints("network.local.address", "network.local.port")(columns),
+        rows.endpoints("network.peer.address", "network.peer.port")(columns),
+        columns["error.type"].tolist(),
+        columns["duration"].tolist(),
+        columns["network.connection.state"].tolist(),
+        columns["podscope.tcp.retransmits"].tolist(),
+        strict=True,
+    )
+    return [
+        f"{local} to {peer}, " + _tcp_how(what, error, lasted, state, segments)
+        for what, local, peer, error, lasted, state, segments in told
+    ]
+
+
+def _tcp_how(
+    what: str, error: str | None, lasted: float, state: str | None, segments: float
+) -> str:
+    if what == "connect":
+        return f"{error} after {render.seconds(lasted)}"
+    if what == "retransmit":
+        return f"{state}: {segments:.0f} segments sent again"
+    return f"{state}"
+
+
 # Event: kind of rows, and how it is shown.
 EVENTS: dict[str, tuple[str, rows.Shown]] = {
     "oom": ("oom", rows.Shown(OOM, _table(_oom_kills, _oom_details))),
@@ -135,4 +179,5 @@ EVENTS: dict[str, tuple[str, rows.Shown]] = {
             LISTEN, _table(rows.plain("podscope.listen.event"), _listen_details), _listen_news
         ),
     ),
+    "tcp": ("tcp_event", rows.Shown(TCP_EVENT, _table(_tcp_events, _tcp_details))),
 }

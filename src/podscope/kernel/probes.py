@@ -371,6 +371,15 @@ def _listeners() -> str:
     return "noted from their beginning, those that are there already process by process"
 
 
+def _connections() -> str:
+    with BpfObject.open("tcp") as program, suppress(LoadError):
+        program.load()
+        return "told by tracepoints, those that are there already by one walk"
+    with BpfObject.open("tcp_v2") as program:
+        program.load()
+    return "told by tracepoints; of those that are there already the process is not known"
+
+
 def _has_helper(kind: int, helper: int) -> bool:
     """Whether the verifier knows a helper in programs of a kind. Raises BpfError without rights.
 
@@ -410,6 +419,7 @@ _TRIALS: tuple[tuple[str, Callable[[], str], bool, str], ...] = (
     ),
     ("OOM kills", _oom, False, _WITHOUT.format("events oom")),
     ("listeners", _listeners, False, _WITHOUT.format("listen")),
+    ("TCP connections", _connections, False, _WITHOUT.format("tcp")),
 )
 
 

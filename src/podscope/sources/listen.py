@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ class ListenSource:
     fields: ClassVar[Mapping[str, tuple[Field, ...]]] = {"listen": LISTEN}
     events: ClassVar[frozenset[str]] = frozenset()
 
-    def __init__(self, options: ListenOptions | None = None) -> None:
+    def __init__(self, options: ListenOptions | None = None, _: Collection[str] = ()) -> None:
         chosen = options or ListenOptions()
         cgroup = chosen.cgroup or find_cgroup2()
         self._overflows = Overflows()

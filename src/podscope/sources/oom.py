@@ -6,6 +6,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections import OrderedDict
+from collections.abc import Collection
 from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ class OomSource:
     fields: ClassVar[Mapping[str, tuple[Field, ...]]] = {"oom": OOM}
     events: ClassVar[frozenset[str]] = frozenset({"oom"})
 
-    def __init__(self, options: OomOptions | None = None) -> None:
+    def __init__(self, options: OomOptions | None = None, _: Collection[str] = ()) -> None:
         self._options = options or OomOptions()
         self._victims: OrderedDict[int, tuple[str, str]] = OrderedDict()
         self._object = BpfObject.open("oom")

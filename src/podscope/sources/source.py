@@ -7,6 +7,7 @@ A package of its own may bring a source: its class is named in the entry-point g
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from collections.abc import Mapping
 from importlib.metadata import entry_points
 from typing import Any
@@ -28,10 +29,10 @@ Rows = Mapping[str, npt.NDArray[np.void]]
 class Source(Protocol):
     """Kernel programs, attached, and what they tell.
 
-    A source is made with its options, an object of its own kind, or None for all defaults; that
-    raises PodscopeError, in one line, where the kernel or the rights do not allow it. Rows have
-    the members ``cgroup_id``, ``pid`` and ``owner``, and single events also ``time_ns``
-    (``CLOCK_MONOTONIC``).
+    A source is made with its options, an object of its own kind, or None for all defaults, and
+    the kinds of rows that are wanted; that raises PodscopeError, in one line, where the kernel or
+    the rights do not allow it. Rows have the members
+    ``cgroup_id``, ``pid`` and ``owner``, and single events also ``time_ns`` (``CLOCK_MONOTONIC``).
     """
 
     fields: ClassVar[Mapping[str, tuple[Field, ...]]]  # columns of each kind of rows
@@ -64,7 +65,7 @@ class SourceClass(Protocol):
 
     fields: ClassVar[Mapping[str, tuple[Field, ...]]]
 
-    def __call__(self, options: Any) -> Source:
+    def __call__(self, options: Any, kinds: Collection[str], /) -> Source:
         """Loads and attaches the programs; raises PodscopeError."""
 
 
