@@ -31,7 +31,7 @@ BPF_CFLAGS := -g -O2 -target bpf -D__TARGET_ARCH_$(ARCH) -Wall -Werror -Ibpf \
 	-idirafter /usr/include/$(MACHINE)-linux-gnu
 BPF_OBJECTS := $(patsubst bpf/%.bpf.c,$(OUT)/%.bpf.o,$(wildcard bpf/*.bpf.c))
 # For kernels whose BPF has no atomic fetch instructions (before Linux 5.12).
-OLDER := $(foreach name,http listen tcp,$(if $(wildcard bpf/$(name).bpf.c),$(name)))
+OLDER := $(foreach name,http listen tcp dns,$(if $(wildcard bpf/$(name).bpf.c),$(name)))
 BPF_OBJECTS += $(OLDER:%=$(OUT)/%_v2.bpf.o)
 C_SOURCES = $(shell find bpf bench tests -name '*.[ch]' 2>/dev/null)
 PYTHON_SOURCES := $(wildcard src tests demo bench bpf) hatch_build.py

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "src" / "podscope"
 # Tables of fields, one a source.
-SCHEMAS = {"schema", "schema_events", "schema_listen", "schema_oom", "schema_tcp"}
+SCHEMAS = {"schema", "schema_dns", "schema_events", "schema_listen", "schema_oom", "schema_tcp"}
 # A room imports only from itself and the rooms of the lines before it.
 ROOMS = (
     {"errors"},

@@ -38,6 +38,7 @@ COMMANDS = (
     Command("events", "what goes wrong below HTTP, one line an event", "podscope.commands.events"),
     Command("listen", "every listener: queues, limits and drops", "podscope.commands.listen"),
     Command("tcp", "connections: sums, or single events", "podscope.commands.tcp"),
+    Command("dns", "DNS lookups by owner, name and response", "podscope.commands.dns"),
     Command("agent", "watch this node of a Kubernetes cluster", "podscope.commands.agent"),
     Command("install", "run the agent on every node of a cluster", "podscope.commands.install"),
     Command("status", "which nodes have an agent that is ready", "podscope.commands.status"),

@@ -15,6 +15,7 @@ from podscope.commands import rows
 from podscope.commands.http import duration_ns
 from podscope.commands.lifetime import Lifetime
 from podscope.errors import UsageError
+from podscope.schema_dns import DNS_LOOKUP
 from podscope.schema_listen import LISTEN
 from podscope.schema_oom import OOM
 from podscope.schema_tcp import TCP_EVENT
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 HELP = (
     "Show events as they come: kills by the OOM killer, listeners whose queues are full, what goes "
-    "wrong with connections."
+    "wrong with connections and DNS lookups."
 )
 # Of connections, what goes wrong.
 TCP_EVENTS = ("failed", "retransmit", "reset_sent", "reset_received")
@@ -56,9 +57,10 @@ def run(args: argparse.Namespace) -> int:
     named = rows.workload(args)
     kinds = {EVENTS[one][0]: EVENTS[one][1] for one in events}
     from podscope.pipeline import watch
+    from podscope.sources.dns import DnsOptions
     from podscope.sources.tcp import TcpOptions
 
-    settings = {"tcp": TcpOptions(events=TCP_EVENTS)}
+    settings = {"tcp": TcpOptions(events=TCP_EVENTS), "dns": DnsOptions(only_errors=True)}
     with (
         Lifetime() as lifetime,
         watch(tuple(kinds), INTERVAL_SECONDS, sources=settings) as watched,
@@ -170,6 +172,26 @@ def _tcp_how(
     return f"{state}"
 
 
+def _dns_events(columns: rows.Columns) -> list[str]:
+    return [f"dns {error}" for error in columns["error.type"].tolist()]
+
+
+def _dns_details(columns: rows.Columns) -> list[str]:
+    told = zip(
+        render.cells(columns["dns.question.name"]),
+        render.cells(columns["podscope.dns.question.type"]),
+        columns["side"].tolist(),
+        rows.endpoints("network.peer.address", "network.peer.port")(columns),
+        columns["duration"].tolist(),
+        strict=True,
+    )
+    return [
+        f"{name} {kind}, {'asked by' if side == 'server' else 'asked of'} {peer}, "
+        + ("no response" if np.isnan(duration) else f"after {render.seconds(duration)}")
+        for name, kind, side, peer, duration in told
+    ]
+
+
 # Event: kind of rows, and how it is shown.
 EVENTS: dict[str, tuple[str, rows.Shown]] = {
     "oom": ("oom", rows.Shown(OOM, _table(_oom_kills, _oom_details))),
@@ -180,4 +202,5 @@ EVENTS: dict[str, tuple[str, rows.Shown]] = {
         ),
     ),
     "tcp": ("tcp_event", rows.Shown(TCP_EVENT, _table(_tcp_events, _tcp_details))),
+    "dns": ("dns_lookup", rows.Shown(DNS_LOOKUP, _table(_dns_events, _dns_details))),
 }

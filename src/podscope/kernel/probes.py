@@ -377,7 +377,16 @@ def _connections() -> str:
         return "told by tracepoints, those that are there already by one walk"
     with BpfObject.open("tcp_v2") as program:
         program.load()
-    return "told by tracepoints; of those that are there already the process is not known"
+    return "told by tracepoints; of those that are there already only listeners are known"
+
+
+def _lookups() -> str:
+    with BpfObject.open("dns") as program, suppress(LoadError):
+        program.load()
+        return "parsed at the cgroup hooks, over UDP and TCP"
+    with BpfObject.open("dns_v2") as program:
+        program.load()
+    return "parsed at the cgroup hooks; older sockets get owners process by process"
 
 
 def _has_helper(kind: int, helper: int) -> bool:
@@ -419,6 +428,7 @@ _TRIALS: tuple[tuple[str, Callable[[], str], bool, str], ...] = (
     ),
     ("OOM kills", _oom, False, _WITHOUT.format("events oom")),
     ("listeners", _listeners, False, _WITHOUT.format("listen")),
+    ("DNS lookups", _lookups, False, _WITHOUT.format("dns")),
     ("TCP connections", _connections, False, _WITHOUT.format("tcp")),
 )
 

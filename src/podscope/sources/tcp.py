@@ -30,7 +30,7 @@ from podscope.schema_tcp import WHAT
 from podscope.sources.loading import cgroup_directory
 from podscope.sources.loading import executable_of
 from podscope.sources.loading import load_newest
-from podscope.sources.open_sockets import note_by_iterator
+from podscope.sources.open_sockets import note_open_sockets
 from podscope.sources.source import Rows
 
 # Reasons of losses.
@@ -170,7 +170,7 @@ class TcpSource:
     def _attach(self, cgroup: str) -> None:
         with cgroup_directory(cgroup) as directory:
             self._object.attach_cgroup("tcp_ends", directory)
-        note_by_iterator(self._object, "tcp_open_sockets")
+        note_open_sockets(self._object, "tcp_open_sockets")
         for program in ("tcp_state", "tcp_reset_sent", "tcp_reset_received"):
             self._object.attach(program)
         self._attach_first(_RETRANSMITS)
