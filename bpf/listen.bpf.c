@@ -47,6 +47,24 @@ struct {
 	__type(value, struct highest);
 } highest SEC(".maps");
 
+/*
+ * Listeners of MPTCP that were there before the start: what listens is the first subflow,
+ * a socket that no descriptor leads to, and that takes no note (the verifier does not
+ * trust a pointer that was read). By its address, and told only while it is the same.
+ */
+struct subflow {
+	struct listener listener;
+	u32 netns;
+	u32 port;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__type(key, u64);
+	__type(value, struct subflow);
+} subflows SEC(".maps");
+
 /* Last rows of listeners that were closed within an interval. */
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
@@ -55,7 +73,6 @@ struct {
 
 u64 ring_full; /* last rows that found no room */
 u64 no_memory; /* listeners without a note */
-u64 mptcp;     /* listeners of MPTCP that were there before the start */
 
 struct bpf_iter_meta {
 	struct seq_file *seq;
@@ -67,6 +84,11 @@ struct bpf_iter__bpf_sk_storage_map {
 	struct sock *sk;
 	void *value;
 } __attribute__((preserve_access_index));
+
+static __always_inline u32 netns_of(const struct sock *sk)
+{
+	return BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
+}
 
 static __always_inline u32 accept_queue(const struct sock *sk)
 {
@@ -89,7 +111,7 @@ static __always_inline void fill(struct listen_row *row, const struct sock *sk,
 	row->cgroup_id = sock_cgroup_id(sk);
 	row->pid = listener->pid;
 	row->owner = listener->owner;
-	row->netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
+	row->netns = netns_of(sk);
 	row->accept_queue = accept_queue(sk);
 	row->syn_queue = syn_queue(sk);
 	row->accept_highest = row->accept_queue;
@@ -131,6 +153,38 @@ int listen_rows(struct bpf_iter__bpf_sk_storage_map *ctx)
 	return 0;
 }
 
+struct bpf_iter__bpf_map_elem {
+	struct bpf_iter_meta *meta;
+	struct bpf_map *map;
+	void *key;
+	void *value;
+} __attribute__((preserve_access_index));
+
+/* The same for the subflows. */
+SEC("iter/bpf_map_elem")
+int listen_subflow_rows(struct bpf_iter__bpf_map_elem *ctx)
+{
+	struct seq_file *seq = ctx->meta->seq;
+	struct subflow *subflow = ctx->value;
+	struct listen_row row;
+	u64 *key = ctx->key;
+	struct sock *sk;
+
+	if (!key || !subflow || !subflow->listener.pid)
+		return 0;
+	sk = (struct sock *)*key;
+	if (BPF_CORE_READ(sk, __sk_common.skc_state) != BPF_TCP_LISTEN ||
+	    BPF_CORE_READ(sk, sk_protocol) != IPPROTO_TCP ||
+	    BPF_CORE_READ(sk, __sk_common.skc_num) != subflow->port ||
+	    netns_of(sk) != subflow->netns) {
+		subflow->listener.pid = 0; /* it is gone */
+		return 0;
+	}
+	fill(&row, sk, &subflow->listener);
+	bpf_seq_write(seq, &row, sizeof(row));
+	return 0;
+}
+
 static __always_inline void begins(struct bpf_sock_ops *ops, struct bpf_sock *sk)
 {
 	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
@@ -145,6 +199,7 @@ static __always_inline void begins(struct bpf_sock_ops *ops, struct bpf_sock *sk
 	}
 	owner_note(note, (void *)bpf_get_current_task());
 	note->listener = (u64)tcp;
+	bpf_map_delete_elem(&subflows, &note->listener);
 	listener->pid = note->pid;
 	listener->owner = note->owner;
 	listener->drops = BPF_CORE_READ((struct sock *)tcp, sk_drops.counter);
@@ -220,6 +275,33 @@ int listen_socket(struct bpf_sock_ops *ops)
 }
 
 #ifndef PODSCOPE_NO_LOOP
+struct mptcp_sock {
+	struct sock *first;
+} __attribute__((preserve_access_index));
+
+static __always_inline void note_subflow(struct sock *sk, struct task_struct *task)
+{
+	struct socket_note owner = {};
+	struct subflow subflow = {};
+	struct sock *first;
+	u64 key;
+
+	if (!bpf_core_field_exists(((struct mptcp_sock *)sk)->first))
+		return;
+	first = BPF_CORE_READ((struct mptcp_sock *)sk, first);
+	key = (u64)first;
+	if (!first || bpf_map_lookup_elem(&subflows, &key))
+		return;
+	owner_note(&owner, task);
+	subflow.listener.pid = owner.pid;
+	subflow.listener.owner = owner.owner;
+	subflow.listener.drops = BPF_CORE_READ(first, sk_drops.counter);
+	subflow.netns = netns_of(first);
+	subflow.port = BPF_CORE_READ(first, __sk_common.skc_num);
+	if (bpf_map_update_elem(&subflows, &key, &subflow, BPF_NOEXIST))
+		__sync_fetch_and_add(&no_memory, 1);
+}
+
 /* Listeners that are there already: the first process that has one open is its owner. */
 SEC("iter/task_file")
 int listen_open_sockets(struct bpf_iter__task_file *ctx)
@@ -239,9 +321,8 @@ int listen_open_sockets(struct bpf_iter__task_file *ctx)
 	sk = socket->sk;
 	if (!sk || BPF_CORE_READ(sk, __sk_common.skc_state) != BPF_TCP_LISTEN)
 		return 0;
-	/* Its first subflow is what listens, and takes no note: the verifier does not trust it. */
 	if (BPF_CORE_READ(sk, sk_protocol) == IPPROTO_MPTCP)
-		__sync_fetch_and_add(&mptcp, 1);
+		note_subflow(sk, task);
 	if (BPF_CORE_READ(sk, sk_protocol) != IPPROTO_TCP)
 		return 0;
 	listener = bpf_sk_storage_get(&listeners, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);

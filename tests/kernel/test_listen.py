@@ -29,6 +29,12 @@ def listen(backlog, address="127.0.0.1"):
     kept.append(socket.create_server((address, 0), backlog=backlog))
     return kept[-1].getsockname()[1]
 
+def listen_mptcp(backlog):
+    kept.append(socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_MPTCP))
+    kept[-1].bind(("127.0.0.1", 0))
+    kept[-1].listen(backlog)
+    return kept[-1].getsockname()[1]
+
 def accept(which=0):
     end, _ = kept[which].accept()
     end.close()
@@ -257,6 +263,32 @@ def test_a_listener_that_is_there_already_is_told_with_its_process(own_cgroup):
             assert told["podscope.listen.limit"] == 7
             assert told["server.address"] == "127.0.0.1"
             assert batch.rows["cgroup_id"][place] == os.stat(own_cgroup).st_ino
+
+
+def test_a_listener_of_mptcp_is_told_from_before_the_start_and_after_it(inside):
+    # GIVEN listeners such as Go's servers have
+    if not hasattr(socket, "IPPROTO_MPTCP"):
+        pytest.skip("this Python has no IPPROTO_MPTCP")
+    try:
+        before = inside.ask("listen_mptcp(6)")
+    except AssertionError:
+        pytest.skip("this kernel has no MPTCP")
+    with ListenSource() as source:
+        after = inside.ask("listen_mptcp(7)")
+
+        # WHEN connections wait
+        inside.ask(f"connect({before}, 3)")
+        inside.ask(f"connect({after}, 3)")
+        until(lambda: inside.ask("ss('-ltn')").count(" 3 ") == 2)
+        rows = source.read()["listen"]
+
+        # THEN both are told, each once
+        for port, limit in ((before, 6), (after, 7)):
+            (row,) = of_port(rows, port, inside.pid)
+            assert (row["accept_queue"], row["limit"]) == (3, limit)
+        # AND not any more when they are closed
+        inside.ask("[close(which) for which in (0, 1)]")
+        assert of_port(source.read()["listen"], before, inside.pid).size == 0
 
 
 def test_drops_from_before_the_start_are_nobodys(inside):

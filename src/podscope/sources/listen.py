@@ -30,7 +30,7 @@ from podscope.sources.open_sockets import note_open_sockets
 from podscope.sources.source import Rows
 
 # Reasons of losses.
-LOST = ("ring_full", "no_memory", "mptcp")
+LOST = ("ring_full", "no_memory")
 _RING_BYTES = 1 << 18
 
 
@@ -92,6 +92,7 @@ class ListenSource:
         accept queue was full, or -1) and ``event`` (codes of ``podscope.schema_listen``).
         """
         told = self._object.run_iter("listen_rows", "listeners")
+        told += self._object.run_iter("listen_subflow_rows", "subflows")
         records = np.concatenate([self._closed.drain(), np.frombuffer(told, self._record)])
         rows = np.zeros(len(records), self._row)
         for name in self._record.names or ():
