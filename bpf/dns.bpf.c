@@ -312,7 +312,7 @@ static __noinline void answered(struct dns_query_key *at, u64 now, u64 hash, u32
 	key.side = at->side;
 	key.tcp = at->tcp;
 	if (at->side == DNS_CLIENT)
-		__builtin_memcpy(key.server, at->peer, 16);
+		__builtin_memcpy(key.peer, at->peer, 16);
 	if (with_events && (key.code || !only_errors))
 		tell(&key, at, query, ns);
 	if (with_sums)

@@ -18,7 +18,7 @@ struct dns_key {
 	__u64 name; /* hash of the name's text; 1: _OTHER */
 	__u32 pid;
 	__u32 owner;
-	__u8 server[16]; /* of a client's lookups; else zero */
+	__u8 peer[16]; /* the server, of a client's lookups; else zero */
 	__u16 type;
 	__u8 code; /* response code (RFC 6895), or DNS_NO_ANSWER */
 	__u8 side; /* enum dns_side */

@@ -11,6 +11,7 @@ import resource
 import threading
 import time
 import warnings
+from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -353,16 +354,70 @@ def watch(
         raise PodscopeError(f"{error.strerror}: {MORE_FILES}") from None
 
 
+def open_feeds(
+    kinds: Sequence[str],
+    settings: Mapping[str, Any],
+    classes: Mapping[str, SourceClass] | None = None,
+    identities: Callable[[Source], Identities | None] = lambda _: None,
+) -> tuple[list[Feed], dict[str, PodscopeError]]:
+    """Starts the sources that give some kinds of rows.
+
+    Args:
+        kinds: the kinds that are wanted; those of no source are passed over.
+        settings: options of sources, by name.
+        classes: the sources, by name; all that give one of the kinds by default.
+        identities: names for the rows of a source; None for those of this host.
+
+    Returns:
+        Those that this host can run, and why it cannot run the others, by name.
+
+    Raises:
+        UsageError: an option that cannot be. Nothing runs then.
+    """
+    chosen = sources_of(tuple(kinds)) if classes is None else classes
+    feeds: list[Feed] = []
+    refused: dict[str, PodscopeError] = {}
+    try:
+        for name, make in chosen.items():
+            try:
+                feeds.append(_open_feed(name, make, kinds, settings.get(name), identities))
+            except UsageError:
+                raise
+            except PodscopeError as error:
+                refused[name] = error
+    except BaseException:
+        for feed in feeds:
+            feed.close()
+        raise
+    return feeds, refused
+
+
+def _open_feed(
+    name: str,
+    make: SourceClass,
+    kinds: Sequence[str],
+    options: Any,
+    identities: Callable[[Source], Identities | None],
+) -> Feed:
+    source = make(options, [kind for kind in kinds if kind in make.fields])
+    try:
+        return Feed(name, source, kinds, identities(source))
+    except BaseException:
+        source.close()
+        raise
+
+
 def _open(
     chosen: HttpOptions, kinds: Sequence[str], interval: float, settings: Mapping[str, Any]
 ) -> Watch:
-    others = tuple(kind for kind in kinds if kind not in KINDS)
-    classes = sources_of(others) if others else {}
     _check_sources(settings)
-    http = HttpSource(chosen) if any(kind in KINDS for kind in kinds) else None
+    others = tuple(kind for kind in kinds if kind not in KINDS)
+    http = HttpSource(chosen) if len(others) < len(kinds) else None
     feeds: list[Feed] = []
     try:
-        feeds = _open_feeds(classes, others, settings, alone=http is None)
+        if others:
+            feeds, refused = open_feeds(others, settings)
+            _tell(refused, nothing=http is None and not feeds)
         return Watch(http, kinds, interval, feeds=feeds)
     except BaseException:
         for feed in feeds:
@@ -372,37 +427,12 @@ def _open(
         raise
 
 
-def _open_feeds(
-    classes: Mapping[str, SourceClass],
-    kinds: Sequence[str],
-    settings: Mapping[str, Any],
-    *,
-    alone: bool,
-) -> list[Feed]:
-    """The sources that this host can run. Raises what the last one said if there would be none."""
-    feeds: list[Feed] = []
-    refused: dict[str, PodscopeError] = {}
-    for name, make in classes.items():
-        try:
-            feeds.append(_open_feed(name, make, kinds, settings.get(name)))
-        except UsageError:
-            raise
-        except PodscopeError as error:
-            refused[name] = error
-    if refused and alone and not feeds:
-        raise next(reversed(refused.values()))
-    for name, why in refused.items():
-        warnings.warn(f"without {name}: {why}", RuntimeWarning, stacklevel=4)
-    return feeds
-
-
-def _open_feed(name: str, make: SourceClass, kinds: Sequence[str], options: Any) -> Feed:
-    source = make(options, [kind for kind in kinds if kind in make.fields])
-    try:
-        return Feed(name, source, kinds)
-    except BaseException:
-        source.close()
-        raise
+def _tell(refused: Mapping[str, PodscopeError], *, nothing: bool) -> None:
+    """Warns of sources that cannot run; raises the last one's reason where nothing else can."""
+    if nothing and refused:
+        raise list(refused.values())[-1]
+    for name, error in refused.items():
+        warnings.warn(f"without {name}: {error}", RuntimeWarning, stacklevel=4)
 
 
 def _check_kinds(kinds: Sequence[str]) -> None:

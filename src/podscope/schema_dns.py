@@ -11,6 +11,7 @@ from podscope.schema import Field
 from podscope.schema import View
 from podscope.schema_events import END
 from podscope.schema_events import INTERVAL
+from podscope.schema_events import PEER
 from podscope.schema_events import TIME
 from podscope.schema_events import WORKLOAD
 from podscope.schema_events import address
@@ -84,6 +85,12 @@ def _error(view: View) -> Array:
     )
 
 
+def _server(view: View) -> Array:
+    column = schema.addresses(view.records["peer"])
+    column[view.records["side"] != schema.CLIENT] = None
+    return column
+
+
 def _name(view: View) -> Array:
     """The root's name is empty: it is written as a dot."""
     column = text("text")(view)
@@ -112,13 +119,14 @@ _KEY = (
         _error,
         "the response code if it is not NOERROR; timeout if no response came within 5 s",
     ),
-    attribute("server.address", "server", address("server"), "the server, on the client side"),
+    attribute("server.address", "peer", _server, "the server, on the client side"),
     attribute(
         "network.transport",
         "tcp",
         lambda view: np.where(view.records["tcp"] != 0, "tcp", "udp").astype(object),
         "udp or tcp",
     ),
+    *PEER,
 )
 
 DNS: tuple[Field, ...] = (

@@ -26,6 +26,9 @@ INTERVAL = schema.INTERVAL
 # Whose a row is: the workload, and in a cluster its pod.
 WORKLOAD = tuple(one for one in schema.REQUEST if one.dimension in _WHOSE)
 
+# Who is at the other end, in a cluster.
+PEER = tuple(one for one in schema.REQUEST if one.dimension in ("peer", "peer pod"))
+
 
 def process(text: str) -> tuple[Field, Field]:
     """Executable and number of the process that a row is about; ``text`` says which that is."""
@@ -116,7 +119,7 @@ def view(batch: Batch) -> View:
     return View(
         records=batch.rows,
         values=batch.rows,
-        whose=dict.fromkeys(schema.OF_IDENTITY, index),
+        whose=dict.fromkeys(schema.OF_IDENTITY, index) | schema.peers_of(batch),
         identities=batch.identities,
         routes=batch.routes,
         time=time,

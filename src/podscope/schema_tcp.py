@@ -14,6 +14,7 @@ from podscope.schema import Field
 from podscope.schema import View
 from podscope.schema_events import END
 from podscope.schema_events import INTERVAL
+from podscope.schema_events import PEER
 from podscope.schema_events import TIME
 from podscope.schema_events import WORKLOAD
 from podscope.schema_events import address
@@ -106,7 +107,7 @@ def _reason(view: View) -> Array:
 _SIDE = attribute(
     "side", "side", word("side", schema.SIDES), "server (accepted) or client; absent: not known"
 )
-_PEER = attribute("network.peer.address", "peer", address("peer"), "address of the other end")
+_ADDRESS = attribute("network.peer.address", "peer", address("peer"), "address of the other end")
 _SEGMENTS = ("float", "{segment}")
 
 TCP_EVENT: tuple[Field, ...] = (
@@ -128,8 +129,9 @@ TCP_EVENT: tuple[Field, ...] = (
         "address of this end; of drops without a socket the packet's destination",
     ),
     attribute("network.local.port", "local_port", number("local_port"), "its port", type="int"),
-    _PEER,
+    _ADDRESS,
     attribute("network.peer.port", "peer_port", number("peer_port"), "its port", type="int"),
+    *PEER,
     attribute(
         "podscope.tcp.state.old", "old_state", word("old_state", STATES), "state before the change"
     ),
@@ -227,7 +229,8 @@ TCP: tuple[Field, ...] = (
     *process("the process that connected or listens"),
     _SIDE,
     attribute("server.port", "port", number("port"), "port of the server", type="int"),
-    _PEER,
+    _ADDRESS,
+    *PEER,
     value("podscope.tcp.connects", "connects", _COUNT, number("connects"), "that succeeded"),
     value(
         "podscope.tcp.connect.duration.sum",

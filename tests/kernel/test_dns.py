@@ -106,7 +106,7 @@ def test_a_lookup_is_told_by_both_ends(source, server):
     other = rows[rows["side"] == SERVER][0]
     assert 0 < other["duration_ns"] <= own["duration_ns"] <= took
     assert (own["peer_port"], other["peer_port"]) == (53, port)
-    assert own["server"].tolist() == [*[0] * 10, 255, 255, *map(int, HOST.split("."))]
+    assert own["peer"].tolist() == [*[0] * 10, 255, 255, *map(int, HOST.split("."))]
     assert source.lost() == dict.fromkeys(dns.LOST, 0)
 
 
@@ -128,7 +128,7 @@ def test_ipv6_is_told(source):
     rows = mine(source.read_events()["dns_lookup"])
     own = rows[rows["side"] == CLIENT]
     assert own["text"].tolist() == [b"six.test"]
-    assert bytes(own["server"][0]) == socket.inet_pton(socket.AF_INET6, "::1")
+    assert bytes(own["peer"][0]) == socket.inet_pton(socket.AF_INET6, "::1")
 
 
 def test_sums_are_exact_by_name_type_and_code(source, server):

@@ -12,7 +12,8 @@ from podscope.errors import PodscopeError
 from podscope.errors import UsageError
 from podscope.pipeline import Feed
 from podscope.pipeline import Watch
-from podscope.pipeline import _open_feeds
+from podscope.pipeline import _tell
+from podscope.pipeline import open_feeds
 from podscope.sources import source as sources
 
 ROW = np.dtype([("cgroup_id", "u8"), ("pid", "u4"), ("owner", "u4"), ("size", "u8")])
@@ -162,17 +163,51 @@ def test_a_source_that_cannot_run_is_told_and_the_others_go_on():
     classes = {"refusing": Refusing, "counter": Counter}
 
     # WHEN
-    with pytest.warns(RuntimeWarning, match="without refusing: hooks are missing: use a newer"):
-        feeds = _open_feeds(classes, ("sums", "hits"), {"counter": 9}, alone=True)
+    feeds, refused = open_feeds(("sums", "hits"), {"counter": 9}, classes)
 
     # THEN
     assert [feed.name for feed in feeds] == ["counter"]
     assert feeds[0].source.size == 9
+    with pytest.warns(RuntimeWarning, match="without refusing: hooks are missing: use a newer"):
+        _tell(refused, nothing=False)
 
 
 def test_where_no_source_can_run_the_watch_says_why():
+    # GIVEN
+    feeds, refused = open_feeds(("hits",), {}, {"refusing": Refusing})
+
+    # WHEN / THEN
+    assert feeds == []
     with pytest.raises(PodscopeError, match="hooks are missing"):
-        _open_feeds({"refusing": Refusing}, ("hits",), {}, alone=True)
+        _tell(refused, nothing=True)
+
+
+def test_where_an_option_cannot_be_nothing_goes_on_running():
+    # GIVEN a source that runs, and one whose options are wrong
+    made = []
+
+    class Running(Counter):
+        def __init__(self, options=None, kinds=()):
+            super().__init__(options)
+            made.append(self)
+
+    class Wrong(Counter):
+        def __init__(self, options=None, kinds=()):
+            raise UsageError("size: 'x': it must be a number")
+
+    # WHEN / THEN
+    with pytest.raises(UsageError, match="it must be a number"):
+        open_feeds(("hits",), {}, {"running": Running, "wrong": Wrong})
+    assert [one.closed for one in made] == [True]
+
+
+def test_names_of_rows_may_be_others_than_this_hosts():
+    # GIVEN / WHEN
+    (feed,), _ = open_feeds(("hits",), {}, {"counter": Counter}, lambda _: Names())
+    (batch,) = feed.events()
+
+    # THEN
+    assert [one.name for one in batch.identities] == ["cat"]
 
 
 def test_who_ended_is_known_by_the_path_that_the_kernel_told():

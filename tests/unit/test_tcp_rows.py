@@ -29,7 +29,8 @@ def events(*rows: dict[str, object]) -> Batch:
     if not OBJECT.exists():
         pytest.skip("tcp.bpf.o is not compiled: run `make bpf`")
     record = btf.read_elf(OBJECT).dtype("tcp_event")
-    dtype = np.dtype([*tcp._members(record), ("reason_text", f"S{tcp.REASON_BYTES}")])
+    more = ("reason_text", f"S{tcp.REASON_BYTES}")
+    dtype = np.dtype([*tcp._members(record), ("peer_class", "u1"), more])
     made = np.zeros(len(rows), dtype)
     for row, members in zip(made, rows, strict=True):
         for name, value in members.items():

@@ -13,9 +13,9 @@ from podscope import render
 from podscope.commands import rows
 from podscope.commands import table
 from podscope.commands.http import add_interval
-from podscope.commands.http import duration_ns
 from podscope.commands.http import interval_ns
 from podscope.commands.lifetime import Lifetime
+from podscope.commands.targets import duration_ns
 from podscope.errors import UsageError
 from podscope.schema_dns import DNS
 from podscope.schema_dns import DNS_LOOKUP
@@ -103,5 +103,5 @@ _EACH = (
     rows.Column("TIME", 12, rows.times),
     *_WHAT,
     rows.Column("DURATION", 8, rows.durations("duration"), right=True),
-    rows.Column("PEER", 21, rows.endpoints("network.peer.address", "network.peer.port")),
+    rows.Column("PEER", 21, rows.peers),
 )

@@ -12,8 +12,8 @@ import numpy as np
 
 from podscope import render
 from podscope.commands import rows
-from podscope.commands.http import duration_ns
 from podscope.commands.lifetime import Lifetime
+from podscope.commands.targets import duration_ns
 from podscope.errors import UsageError
 from podscope.schema_dns import DNS_LOOKUP
 from podscope.schema_listen import LISTEN

@@ -12,9 +12,9 @@ from podscope import filters
 from podscope.commands import rows
 from podscope.commands import table
 from podscope.commands.http import add_interval
-from podscope.commands.http import duration_ns
 from podscope.commands.http import interval_ns
 from podscope.commands.lifetime import Lifetime
+from podscope.commands.targets import duration_ns
 from podscope.schema_listen import LISTEN
 
 if TYPE_CHECKING:

@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
-from dataclasses import replace
 from typing import TYPE_CHECKING
 from typing import TextIO
 
@@ -143,9 +142,7 @@ def chosen(
         matches = re.compile(fnmatch.translate(named)).match
         wanted = [bool(matches(identity.name)) for identity in batch.identities]
         mask &= np.array([*wanted, False])[batch.identity]
-    if mask.all():
-        return batch
-    return replace(batch, rows=batch.rows[mask], identity=batch.identity[mask])
+    return batch.where(mask)
 
 
 def _text(batch: Batch, shown: Shown, output: str, out: TextIO) -> str:
@@ -196,6 +193,21 @@ def workloads(columns: Columns) -> list[str]:
 def plain(name: str) -> Callable[[Columns], list[str]]:
     """Texts, or numbers as they are; ``-`` where there is none."""
     return lambda columns: render.cells(columns[name])
+
+
+def peers(columns: Columns) -> list[str]:
+    """Who is at the other end, by name where it has one, else by address; with the port."""
+    names = columns.get("service.peer.name", [None] * len(columns["time"]))
+    pods = columns.get("podscope.peer.pod.name", names)
+    spaces = columns.get("service.peer.namespace", names)
+    ends = zip(
+        names, pods, spaces, columns["network.peer.address"], columns["network.peer.port"],
+        strict=True,
+    )  # fmt: skip
+    return [
+        f"{space}/{pod or name}:{port}" if space else endpoint(address, port)
+        for name, pod, space, address, port in ends
+    ]
 
 
 def numbers(name: str) -> Callable[[Columns], list[str]]:

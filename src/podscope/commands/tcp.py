@@ -15,9 +15,9 @@ from podscope import render
 from podscope.commands import rows
 from podscope.commands import table
 from podscope.commands.http import add_interval
-from podscope.commands.http import duration_ns
 from podscope.commands.http import interval_ns
 from podscope.commands.lifetime import Lifetime
+from podscope.commands.targets import duration_ns
 from podscope.errors import UsageError
 from podscope.schema_tcp import TCP
 from podscope.schema_tcp import TCP_EVENT
@@ -156,7 +156,7 @@ _BEGINNING = (
     rows.Column("TIME", 12, rows.times),
     rows.Column("WORKLOAD", 20, rows.workloads),
     rows.Column("LOCAL", 21, rows.endpoints("network.local.address", "network.local.port")),
-    rows.Column("PEER", 21, rows.endpoints("network.peer.address", "network.peer.port")),
+    rows.Column("PEER", 21, rows.peers),
 )
 _STATE = _plain("STATE", 11, "network.connection.state")
 _SENT = _bytes("SENT", "podscope.tcp.sent")

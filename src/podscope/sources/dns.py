@@ -28,6 +28,7 @@ from podscope.sources.loading import cgroup_directory
 from podscope.sources.loading import executable_of
 from podscope.sources.loading import load_newest
 from podscope.sources.open_sockets import note_open_sockets
+from podscope.sources.peer_classes import peer_classes
 from podscope.sources.source import Rows
 
 # Reasons of losses.
@@ -96,12 +97,12 @@ class DnsSource:
         self._object = load_newest("dns", self._prepare)
         try:
             lookup, key = self._object.dtype("dns_lookup"), self._object.dtype("dns_key")
-            text = ("text", f"S{TEXT_BYTES}")
+            more = (("peer_class", "u1"), ("text", f"S{TEXT_BYTES}"))
             own = [one for one in _members(lookup) if one[0] not in ("key", "name")]
-            keys = [one for one in _members(key) if one[0] != "name"]
+            keys = [one for one in _members(key) if one[0] not in ("name", "peer")]
             sums = _members(self._object.dtype("dns_sums"))
-            self._event = np.dtype([*own, *keys, text])
-            self._row = np.dtype([*_members(key), *sums, text])
+            self._event = np.dtype([*own, *keys, *more])
+            self._row = np.dtype([*_members(key), *sums, *more])
             self._late_sums: npt.NDArray[Any] = np.zeros(0, self._row)
             self._late_events: npt.NDArray[Any] = np.zeros(0, self._event)
             self._ring = Ring.of(self._object.map("lookups"), lookup)
@@ -127,7 +128,8 @@ class DnsSource:
     def read(self) -> Rows:
         """What was counted since the last read: one row for each owner, name and response.
 
-        The members are those of ``struct dns_key`` and ``struct dns_sums``, and ``text``.
+        The members are those of ``struct dns_key`` and ``struct dns_sums``, ``peer_class`` and
+        ``text``.
         """
         self._look()
         parity = int(self._object.variables["parity"])
@@ -145,10 +147,12 @@ class DnsSource:
                 rows[name] = part[name]
         rows["text"] = [told.get(number, b"") for number in keys["name"].tolist()]
         late, self._late_sums = self._late_sums, self._late_sums[:0]
-        return {"dns": np.concatenate([rows, late])}
+        return {"dns": _classed(np.concatenate([rows, late]))}
 
     def read_events(self) -> Rows:
-        """Lookups since the last call: ``struct dns_lookup``, flat, and ``text``."""
+        """Lookups since the last call: ``struct dns_lookup``, flat, ``peer_class`` and
+        ``text``.
+        """
         self._look()
         lookups = self._ring.drain()
         rows = np.zeros(len(lookups), self._event)
@@ -158,7 +162,7 @@ class DnsSource:
                     rows[name] = part[name]
         rows["text"] = [_text(name) for name in lookups["name"]]
         late, self._late_events = self._late_events, self._late_events[:0]
-        return {"dns_lookup": np.concatenate([rows, late])}
+        return {"dns_lookup": _classed(np.concatenate([rows, late]))}
 
     def ring_use(self) -> float:
         """How full the ring of lookups is, from 0 to 1."""
@@ -217,7 +221,8 @@ class DnsSource:
             self._late_sums = np.concatenate([self._late_sums, rows])
         if "dns_lookup" in self._kinds:
             rows = _late(self._event, keys, queries)
-            for name in ("peer", "peer_port", "id"):
+            rows["peer"] = keys["peer"]
+            for name in ("peer_port", "id"):
                 rows[name] = keys[name]
             for name in ("time_ns", "repeats"):
                 rows[name] = queries[name]
@@ -234,9 +239,14 @@ def _late(
     for name in ("side", "tcp"):
         rows[name] = keys[name]
     clients = keys["side"] == _CLIENT
-    rows["server"][clients] = keys["peer"][clients]
+    rows["peer"][clients] = keys["peer"][clients]
     rows["code"] = NO_ANSWER
     rows["text"] = [_text(name) for name in queries["name"]]
+    return rows
+
+
+def _classed(rows: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
+    rows["peer_class"] = peer_classes(rows["peer"])
     return rows
 
 

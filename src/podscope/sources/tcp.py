@@ -31,6 +31,7 @@ from podscope.sources.loading import cgroup_directory
 from podscope.sources.loading import executable_of
 from podscope.sources.loading import load_newest
 from podscope.sources.open_sockets import note_open_sockets
+from podscope.sources.peer_classes import peer_classes
 from podscope.sources.source import Rows
 
 # Reasons of losses.
@@ -107,7 +108,7 @@ class TcpSource:
     def read(self) -> Rows:
         """What was counted since the last read: one row for each owner, side, port and peer.
 
-        The members are those of ``struct tcp_key`` and ``struct tcp_sums``.
+        The members are those of ``struct tcp_key`` and ``struct tcp_sums``, and ``peer_class``.
         """
         parity = int(self._object.variables["parity"])
         self._object.variables["parity"][...] = 1 - parity
@@ -118,14 +119,16 @@ class TcpSource:
         for part in (keys, sums):
             for name, _ in _members(part.dtype):
                 rows[name] = part[name]
+        rows["peer_class"] = peer_classes(rows["peer"])
         return {"tcp": rows}
 
     def read_events(self) -> Rows:
-        """Events since the last call: rows of ``struct tcp_event``, and ``reason_text``."""
+        """Events since the last call: ``struct tcp_event``, ``peer_class`` and ``reason_text``."""
         events = self._ring.drain()
         rows = np.zeros(len(events), self._event)
         for name, _ in _members(events.dtype):
             rows[name] = events[name]
+        rows["peer_class"] = peer_classes(rows["peer"])
         dropped = np.flatnonzero(events["reason"])
         for place in dropped.tolist():
             rows["reason_text"][place] = reason(int(events["reason"][place])).encode()
@@ -161,8 +164,9 @@ class TcpSource:
     def _open_maps(self) -> None:
         record = self._object.dtype("tcp_event")
         key, sums = self._object.dtype("tcp_key"), self._object.dtype("tcp_sums")
-        self._event = np.dtype([*_members(record), ("reason_text", f"S{REASON_BYTES}")])
-        self._row = np.dtype([*_members(key), *_members(sums)])
+        classes = ("peer_class", "u1")
+        self._event = np.dtype([*_members(record), classes, ("reason_text", f"S{REASON_BYTES}")])
+        self._row = np.dtype([*_members(key), classes, *_members(sums)])
         self._ring = Ring.of(self._object.map("events"), record)
         self._sums = [HashMap.of(self._object.map(f"sums_{place}")) for place in (0, 1)]
         self._owners = HashMap.of(self._object.map("owners"))
