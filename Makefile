@@ -30,10 +30,9 @@ ARCH := $(patsubst aarch64,arm64,$(patsubst x86_64,x86,$(MACHINE)))
 BPF_CFLAGS := -g -O2 -target bpf -D__TARGET_ARCH_$(ARCH) -Wall -Werror -Ibpf \
 	-idirafter /usr/include/$(MACHINE)-linux-gnu
 BPF_OBJECTS := $(patsubst bpf/%.bpf.c,$(OUT)/%.bpf.o,$(wildcard bpf/*.bpf.c))
-ifneq ($(wildcard bpf/http.bpf.c),)
 # For kernels whose BPF has no atomic fetch instructions (before Linux 5.12).
-BPF_OBJECTS += $(OUT)/http_v2.bpf.o
-endif
+OLDER := $(foreach name,http listen tcp dns,$(if $(wildcard bpf/$(name).bpf.c),$(name)))
+BPF_OBJECTS += $(OLDER:%=$(OUT)/%_v2.bpf.o)
 C_SOURCES = $(shell find bpf bench tests -name '*.[ch]' 2>/dev/null)
 PYTHON_SOURCES := $(wildcard src tests demo bench bpf) hatch_build.py
 KERNEL_TESTS := $(wildcard tests/kernel)
@@ -90,7 +89,7 @@ endef
 $(OUT)/%.bpf.o: bpf/%.bpf.c Makefile | maybe-packages
 	$(call compile_bpf,-mcpu=v3)
 
-$(OUT)/http_v2.bpf.o: bpf/http.bpf.c Makefile | maybe-packages
+$(OLDER:%=$(OUT)/%_v2.bpf.o): $(OUT)/%_v2.bpf.o: bpf/%.bpf.c Makefile | maybe-packages
 	$(call compile_bpf,-mcpu=v2 -DPODSCOPE_NO_ATOMICS -DPODSCOPE_NO_LOOP)
 
 # The build of a wheel may not install packages: it compiles with what is there.

@@ -8,7 +8,7 @@
 #define __PODSCOPE_OWNER_H
 
 #include "common/kernel.h"
-#include "http/http.h"
+#include "common/process.h"
 
 enum socket_flag {
 	SOCKET_OPENED = 1, /* seen from its handshake on: the sequence numbers below hold */

@@ -6,6 +6,8 @@
 #ifndef __PODSCOPE_HTTP_H
 #define __PODSCOPE_HTTP_H
 
+#include "common/process.h"
+
 /* http_server: request bytes arrive on the socket; http_client: they leave. */
 enum http_side {
 	HTTP_SIDE_NONE = 0,
@@ -145,15 +147,6 @@ struct http_request {
 	char path[HTTP_PATH_MAX];
 	char host[HTTP_HOST_MAX];
 	char agent[HTTP_AGENT_MAX];
-};
-
-/* Who opened a socket: a process while it runs one program. */
-struct process {
-	__u64 start_ns;      /* CLOCK_BOOTTIME, with exec the same */
-	__u64 exe_file;      /* the kernel's file, to notice an exec */
-	__u32 pid;           /* thread group */
-	__u32 owner;         /* its number here, never given twice */
-	char executable[64]; /* base name of the executable's path */
 };
 
 #endif

@@ -79,7 +79,8 @@ class Batch:
     """Rows of one kind over one interval.
 
     Attributes:
-        kind: ``http`` (rows of ``struct http_row``) or ``request`` (``struct http_request``).
+        kind: ``http`` (rows of ``struct http_row``), ``request`` (``struct http_request``), or a
+            kind of another source.
         rows: structured array, shape (n,), dtype made from the BTF of the compiled object.
         identity: index into ``identities``, shape (n,), dtype u4.
         identities: the identities that rows point to.
@@ -90,6 +91,7 @@ class Batch:
         lost: what could not be counted in the interval, by reason.
         peers: index into ``identities`` of who is at the other end, shape (n,), dtype i4; -1: not
             known. None: nobody has looked.
+        fields: the columns of kinds other than ``http`` and ``request``.
     """
 
     kind: str
@@ -102,6 +104,7 @@ class Batch:
     routes: dict[int, str] = field(default_factory=dict)
     lost: dict[str, int] = field(default_factory=dict)
     peers: npt.NDArray[np.int32] | None = None
+    fields: tuple[Field, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -167,7 +170,11 @@ class Batch:
 
     def _columns(self) -> list[tuple[Field, npt.NDArray[Any]]]:
         from podscope import schema
+        from podscope import schema_events
 
+        if self.fields:
+            columns = schema_events.columns(self)
+            return [(one, columns[one.name]) for one in self.fields if one.name in columns]
         fields = schema.REQUEST if self.kind == "request" else schema.HTTP
         columns = schema.columns(self)
         return [(one, columns[one.name]) for one in fields if one.name in columns]

@@ -10,8 +10,11 @@ import os
 import resource
 import threading
 import time
+import warnings
+from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Iterator
+from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 from typing import Protocol
@@ -30,7 +33,14 @@ from podscope.kernel.probes import find_cgroup2
 from podscope.sources.http import HttpOptions
 from podscope.sources.http import HttpSource
 from podscope.sources.http import RequestLog
+from podscope.sources.source import Rows
+from podscope.sources.source import Source
+from podscope.sources.source import SourceClass
+from podscope.sources.source import kinds as kinds_of_sources
+from podscope.sources.source import names as names_of_sources
+from podscope.sources.source import sources_of
 
+# Those of the HTTP source; others have kinds of their own.
 KINDS = ("http", "request")
 # The request log is read so often; more often when its ring fills.
 LOG_SECONDS = 0.2
@@ -54,25 +64,111 @@ class Identities(Protocol):
         """For each row the position of its identity, shape (n,), and the identities."""
 
 
+class Feed:
+    """A source beside HTTP, and names for its rows.
+
+    Args:
+        name: the source's name; its losses are told with it.
+        source: the programs, attached; closed with the feed.
+        kinds: the kinds of rows that are wanted.
+        identities: names for the rows; those of this host by default.
+    """
+
+    def __init__(
+        self, name: str, source: Source, kinds: Sequence[str], identities: Identities | None = None
+    ) -> None:
+        self.name = name
+        self.source = source
+        self._kinds = tuple(kind for kind in kinds if kind in source.fields)
+        self._identities = identities or HostIdentities(
+            find_cgroup2(), source.executable, source.cgroup_path
+        )
+        self._last_read = time.monotonic()
+        self._last_lost = self.lost()
+
+    @property
+    def has_events(self) -> bool:
+        """Whether single events are wanted, which should not wait for the interval's end."""
+        return any(kind in self.source.events for kind in self._kinds)
+
+    def lost(self) -> dict[str, int]:
+        """What could not be told since the start, by reason with the source's name before it."""
+        return {f"{self.name}_{reason}": n for reason, n in self.source.lost().items()}
+
+    def events(self) -> Iterator[Batch]:
+        """Single events since the last time; no batch of a kind that there is nothing of."""
+        if self.has_events:
+            for batch in self._batches(self.source.read_events(), 0.0):
+                if len(batch):
+                    yield batch
+
+    def interval(self) -> Iterator[Batch]:
+        """Rows of the interval that ends now: one batch a kind, and those of single events."""
+        yield from self.events()
+        if all(kind in self.source.events for kind in self._kinds):
+            return
+        rows = self.source.read()
+        now = time.monotonic()
+        length, self._last_read = now - self._last_read, now
+        yield from self._batches(rows, length)
+
+    def close(self) -> None:
+        """Detaches everything from the kernel."""
+        self.source.close()
+
+    def _batches(self, read: Rows, interval: float) -> Iterator[Batch]:
+        for kind in self._kinds:
+            if kind not in read:
+                continue
+            rows = read[kind]
+            lost = self.lost()
+            index, identities = self._identities.resolve(
+                rows["cgroup_id"], rows["pid"], rows["owner"]
+            )
+            yield Batch(
+                kind=kind,
+                rows=rows,
+                identity=index,
+                identities=identities,
+                time_ns=time.time_ns(),
+                interval=interval,
+                clock_offset_ns=_clock_offset_ns(),
+                lost={reason: n - self._last_lost.get(reason, 0) for reason, n in lost.items()},
+                fields=self.source.fields[kind],
+            )
+            self._last_lost = lost
+
+
 class Watch:
-    """A running watch. Iterate over it, or :meth:`read` it at moments of your own."""
+    """A running watch. Iterate over it, or :meth:`read` it at moments of your own.
+
+    Args:
+        source: the HTTP source; None if neither ``http`` nor ``request`` is wanted.
+        kinds: the kinds of rows that are wanted.
+        interval: seconds between two batches of a kind that is counted.
+        identities: names for HTTP's rows; those of this host by default.
+        feeds: other sources; closed with the watch.
+    """
 
     def __init__(
         self,
-        source: HttpSource,
+        source: HttpSource | None,
         kinds: Sequence[str],
         interval: float,
         identities: Identities | None = None,
+        feeds: Sequence[Feed] = (),
     ) -> None:
-        self._source = source
+        self._http_source = source
+        self._feeds = tuple(feeds)
         self._kinds = tuple(kinds)
         self.interval = interval
-        self._identities = identities or HostIdentities(find_cgroup2(), source.executable)
+        if source is not None:
+            self._identities = identities or HostIdentities(find_cgroup2(), source.executable)
+            self._last_lost = source.lost()
         self._routes: dict[int, str] = {0: ""}
         self._stopped = threading.Event()
         self._closed = False
         self._last_read = time.monotonic()
-        self._last_lost = source.lost()
 
     def __enter__(self) -> Self:
         return self
@@ -83,7 +179,10 @@ class Watch:
     def close(self) -> None:
         """Detaches everything from the kernel: what was not read by then is gone."""
         self._closed = True
-        self._source.close()
+        if self._http_source is not None:
+            self._http_source.close()
+        for feed in self._feeds:
+            feed.close()
 
     def stop(self) -> None:
         """Ends the iteration after one last read. May be called from a signal handler."""
@@ -92,18 +191,19 @@ class Watch:
     def __iter__(self) -> Iterator[Batch]:
         due = time.monotonic() + self.interval
         pause = LOG_SECONDS
+        has_events = "request" in self._kinds or any(feed.has_events for feed in self._feeds)
         while not self._stopped.is_set():
             wait = due - time.monotonic()
-            if "request" in self._kinds:
+            if has_events:
                 wait = min(wait, pause)
             if wait > 0:
                 self._stopped.wait(wait)
-            if "request" in self._kinds:
+            if has_events:
                 pause = self._pause(pause)
-                yield from self._requests()
+                yield from self._events()
             if time.monotonic() >= due and not self._stopped.is_set():
                 due = max(due + self.interval, time.monotonic())
-                yield from self._http()
+                yield from self._intervals()
         yield from self.read()
 
     def read(self) -> list[Batch]:
@@ -112,11 +212,14 @@ class Watch:
         Raises:
             PodscopeError: the watch is closed; iterating over it then raises the same.
         """
-        return [*self._requests(), *self._http()]
+        return [*self._requests(), *self._intervals()]
 
     def lost(self) -> dict[str, int]:
         """What could not be counted since the start, by reason."""
-        return self._source.lost()
+        lost = {} if self._http_source is None else self._http_source.lost()
+        for feed in self._feeds:
+            lost |= feed.lost()
+        return lost
 
     def cost(self) -> dict[str, float]:
         """What this process has used: ``cpu_seconds``, ``resident_bytes``, ``series``."""
@@ -126,8 +229,24 @@ class Watch:
         return {
             "cpu_seconds": usage.ru_utime + usage.ru_stime,
             "resident_bytes": float(pages * os.sysconf("SC_PAGESIZE")),
-            "series": float(self._source.series_count()),
+            "series": 0.0 if self._http_source is None else float(self._source.series_count()),
         }
+
+    @property
+    def _source(self) -> HttpSource:
+        if self._http_source is None:
+            raise PodscopeError("the watch has no HTTP source")
+        return self._http_source
+
+    def _events(self) -> Iterator[Batch]:
+        yield from self._requests()
+        for feed in self._feeds:
+            yield from feed.events()
+
+    def _intervals(self) -> Iterator[Batch]:
+        yield from self._http()
+        for feed in self._feeds:
+            yield from feed.interval()
 
     def _check_open(self) -> None:
         if self._closed:
@@ -176,7 +295,10 @@ class Watch:
         )
 
     def _pause(self, pause: float) -> float:
-        if self._source.ring_use() > 0.25:
+        uses = [feed.source.ring_use() for feed in self._feeds]
+        if "request" in self._kinds:
+            uses.append(self._source.ring_use())
+        if max(uses, default=0.0) > 0.25:
             return max(pause / 2, LOG_SECONDS_LEAST)
         return min(pause * 1.25, LOG_SECONDS)
 
@@ -194,21 +316,25 @@ def watch(
     routes: bool = True,
     peers: bool = False,
     log: RequestLog | None = None,
+    sources: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Watch:
     """Starts to watch this host; use it in a ``with`` and iterate over its batches.
 
     Args:
-        kinds: ``http`` (rate, errors, duration by series, each interval) and ``request``.
-        interval: seconds between two batches of kind ``http``.
+        kinds: ``http`` (rate, errors, duration by series, each interval), ``request``, and those
+            of the other sources (docs/reference/library.md).
+        interval: seconds between two batches of kind ``http``, or of another that is counted.
         routes: tell routes apart.
         peers: tell the addresses of the other ends apart.
         log: which exchanges become rows of kind ``request``; all, where that kind is asked for.
+        sources: options of the other sources, by name, as ``{"tcp": TcpOptions(...)}``.
         options: further members of :class:`podscope.sources.http.HttpOptions`.
 
     Raises:
         UsageError: an argument that cannot be; the message names it and says what is right.
-        PodscopeError: no rights, or a host that cannot run the programs.
+        PodscopeError: no rights, or a host that cannot run the programs. Where it can run some of
+            the sources asked for, it warns (RuntimeWarning) of the others and goes on.
     """
     _check_kinds(kinds)
     _check_interval(interval)
@@ -221,28 +347,112 @@ def watch(
     if chosen.cgroup is not None:
         _check_cgroup(chosen.cgroup)
     try:
-        return _open(chosen, kinds, interval)
+        return _open(chosen, kinds, interval, sources or {})
     except OSError as error:
         if error.errno != errno.EMFILE:
             raise
         raise PodscopeError(f"{error.strerror}: {MORE_FILES}") from None
 
 
-def _open(chosen: HttpOptions, kinds: Sequence[str], interval: float) -> Watch:
-    source = HttpSource(chosen)
+def open_feeds(
+    kinds: Sequence[str],
+    settings: Mapping[str, Any],
+    classes: Mapping[str, SourceClass] | None = None,
+    identities: Callable[[Source], Identities | None] = lambda _: None,
+) -> tuple[list[Feed], dict[str, PodscopeError]]:
+    """Starts the sources that give some kinds of rows.
+
+    Args:
+        kinds: the kinds that are wanted; those of no source are passed over.
+        settings: options of sources, by name.
+        classes: the sources, by name; all that give one of the kinds by default.
+        identities: names for the rows of a source; None for those of this host.
+
+    Returns:
+        Those that this host can run, and why it cannot run the others, by name.
+
+    Raises:
+        UsageError: an option that cannot be. Nothing runs then.
+    """
+    chosen = sources_of(tuple(kinds)) if classes is None else classes
+    feeds: list[Feed] = []
+    refused: dict[str, PodscopeError] = {}
     try:
-        return Watch(source, kinds, interval)
+        for name, make in chosen.items():
+            try:
+                feeds.append(_open_feed(name, make, kinds, settings.get(name), identities))
+            except UsageError:
+                raise
+            except PodscopeError as error:
+                refused[name] = error
+    except BaseException:
+        for feed in feeds:
+            feed.close()
+        raise
+    return feeds, refused
+
+
+def _open_feed(
+    name: str,
+    make: SourceClass,
+    kinds: Sequence[str],
+    options: Any,
+    identities: Callable[[Source], Identities | None],
+) -> Feed:
+    source = make(options, [kind for kind in kinds if kind in make.fields])
+    try:
+        return Feed(name, source, kinds, identities(source))
     except BaseException:
         source.close()
         raise
+
+
+def _open(
+    chosen: HttpOptions, kinds: Sequence[str], interval: float, settings: Mapping[str, Any]
+) -> Watch:
+    _check_sources(settings)
+    others = tuple(kind for kind in kinds if kind not in KINDS)
+    http = HttpSource(chosen) if len(others) < len(kinds) else None
+    feeds: list[Feed] = []
+    try:
+        if others:
+            feeds, refused = open_feeds(others, settings)
+            _tell(refused, nothing=http is None and not feeds)
+        return Watch(http, kinds, interval, feeds=feeds)
+    except BaseException:
+        for feed in feeds:
+            feed.close()
+        if http is not None:
+            http.close()
+        raise
+
+
+def _tell(refused: Mapping[str, PodscopeError], *, nothing: bool) -> None:
+    """Warns of sources that cannot run; raises the last one's reason where nothing else can."""
+    if nothing and refused:
+        raise list(refused.values())[-1]
+    for name, error in refused.items():
+        warnings.warn(f"without {name}: {error}", RuntimeWarning, stacklevel=4)
 
 
 def _check_kinds(kinds: Sequence[str]) -> None:
     if isinstance(kinds, str) or not isinstance(kinds, Collection):
         raise UsageError(f"kinds: {kinds!r}: it must be a tuple or list, as kinds=('http',)")
     unknown = [kind for kind in kinds if kind not in KINDS]
+    others = kinds_of_sources() if unknown or not kinds else ()
+    unknown = [kind for kind in unknown if kind not in others]
     if unknown or not kinds:
-        raise UsageError(f"kinds: {unknown or 'none'}: choose from {', '.join(KINDS)}")
+        known = ", ".join((*KINDS, *others))
+        raise UsageError(f"kinds: {unknown or 'none'}: choose from {known}")
+
+
+def _check_sources(settings: Mapping[str, Any]) -> None:
+    for name in settings:
+        if name not in names_of_sources():
+            raise UsageError(
+                f"sources: {name!r}: there is no such source; choose from "
+                f"{', '.join(names_of_sources())}"
+            )
 
 
 def _check_interval(interval: float) -> None:

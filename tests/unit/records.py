@@ -61,9 +61,9 @@ def _compiled() -> btf.Btf:
     source += "".join(f"enum {name} a_{name};\n" for name in enums)
     with tempfile.TemporaryDirectory() as directory:
         built = Path(directory) / "records.o"
-        include = f"-I/usr/include/{platform.machine()}-linux-gnu"
+        include = (f"-I/usr/include/{platform.machine()}-linux-gnu", f"-I{HEADER.parents[1]}")
         subprocess.run(
-            [clang, "-g", "-O2", "-target", "bpf", include, "-x", "c", "-c", "-", "-o", built],
+            [clang, "-g", "-O2", "-target", "bpf", *include, "-x", "c", "-c", "-", "-o", built],
             input=source.encode(),
             check=True,
         )

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import re
 from pathlib import Path
 
@@ -16,12 +17,14 @@ from podscope.__main__ import command_parser
 from podscope.__main__ import load
 from podscope.commands import COMMANDS
 from podscope.sinks import prometheus
+from podscope.sources import source as sources
 
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = ROOT / "docs" / "reference"
 CLI = (REFERENCE / "cli.md").read_text()
 FIELDS = (REFERENCE / "fields.md").read_text()
 LOST = (REFERENCE / "lost.md").read_text()
+LIBRARY = (REFERENCE / "library.md").read_text()
 METRICS = (REFERENCE / "metrics.md").read_text()
 
 
@@ -97,7 +100,11 @@ def test_reference_has_no_section_of_a_command_that_is_not_there():
 
 @pytest.mark.parametrize(
     ("title", "fields"),
-    [("http", schema.HTTP), ("request", schema.REQUEST)],
+    [
+        ("http", schema.HTTP),
+        ("request", schema.REQUEST),
+        *((kind, sources.fields_of(kind)) for kind in sources.kinds()),
+    ],
     ids=lambda v: str(v)[:7],
 )
 def test_every_field_is_in_the_reference_with_its_type_and_unit(title, fields):
@@ -124,6 +131,21 @@ def test_every_reason_of_loss_is_in_the_reference_and_no_other():
     assert len(names) > 5
     of_the_kernel = LOST.partition("\n## ")[0]
     assert first_cells(of_the_kernel) == [name.lower() for name in names if name != "MAX"]
+
+
+@pytest.mark.parametrize("name", sources.names())
+def test_every_source_is_in_the_reference_with_its_kinds_and_losses(name):
+    # GIVEN
+    module = importlib.import_module(f"podscope.sources.{name}")
+
+    # WHEN
+    row = re.search(rf"^\| `{name}` \| (.*?) \|", section(LIBRARY, "Sources"), re.M)
+
+    # THEN
+    assert row is not None
+    assert re.findall(r"`(\w+)`", row[1]) == list(sources.find(name).fields)
+    told = {one for one in first_cells(LOST) if one.startswith(f"{name}_")}
+    assert told == {f"{name}_{reason}" for reason in module.LOST}
 
 
 def exposed() -> str:

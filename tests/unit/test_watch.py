@@ -23,7 +23,7 @@ from podscope.pipeline import Watch
         ({"kinds": "http"}, "kinds: 'http': it must be a tuple or list, as kinds=('http',)"),
         ({"kinds": None}, "kinds: None: it must be a tuple or list"),
         ({"kinds": ()}, "kinds: none: choose from http, request"),
-        ({"kinds": ("http", "dns")}, r"kinds: ['dns']: choose from http, request"),
+        ({"kinds": ("http", "ftp")}, r"kinds: ['ftp']: choose from http, request"),
         ({"interval": "x"}, "interval: 'x': it must be a number of seconds, more than 0"),
         ({"interval": float("nan")}, "interval: nan: it must be"),
         ({"interval": float("inf")}, "interval: inf: it must be"),

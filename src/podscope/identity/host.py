@@ -29,11 +29,19 @@ class HostIdentities:
     Args:
         root: mount point of cgroup v2.
         executable: base name of an owner's executable, as the kernel saw it.
+        cgroup_path: path of an owner's cgroup of version 1, where the kernel has told it; empty
+            where not. Who has ended is not in /proc any more.
     """
 
-    def __init__(self, root: str, executable: Callable[[int], str]) -> None:
+    def __init__(
+        self,
+        root: str,
+        executable: Callable[[int], str],
+        cgroup_path: Callable[[int], str] = lambda _: "",
+    ) -> None:
         self._root = root
         self._executable = executable
+        self._cgroup_path = cgroup_path
         self._sees_processes = _sees_processes()
         self._paths: dict[int, str] = {}
         self._known: dict[tuple[int, int, int], Identity] = {}
@@ -71,7 +79,7 @@ class HostIdentities:
         shown = pid if self._sees_processes else 0
         executable = self._executable(owner) or _executable_now(shown)
         path = self._path(cgroup_id)
-        places = [path, *_other_cgroups(shown)]
+        places = [path, self._cgroup_path(owner), *_other_cgroups(shown)]
         for place in places:
             if match := CONTAINER.search(place):
                 container = match[1]

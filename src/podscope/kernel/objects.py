@@ -121,6 +121,16 @@ class _TestRunOptions(ctypes.Structure):
     ]
 
 
+class _IterOptions(ctypes.Structure):
+    """struct bpf_iter_attach_opts of libbpf's libbpf.h; the link info is that of a map."""
+
+    _fields_ = [
+        ("sz", ctypes.c_size_t),
+        ("link_info", ctypes.POINTER(ctypes.c_uint32)),
+        ("link_info_len", ctypes.c_uint32),
+    ]
+
+
 class BpfObject:
     """One ``.bpf.o``. Use it in a ``with``: the end detaches and unloads everything."""
 
@@ -328,15 +338,25 @@ class BpfObject:
         self._links.append(link)
         return link
 
-    def run_iter(self, program: str) -> bytes:
+    def run_iter(self, program: str, over: str = "") -> bytes:
         """Runs an iterator (``SEC("iter/task_file")``, ...) to its end; returns what it wrote.
+
+        Args:
+            program: its name.
+            over: the map whose entries it walks over (``SEC("iter/bpf_sk_storage_map")``, ...).
 
         Raises:
             BpfError: this kernel has no such iterator.
         """
         what = f"{self._name}: iterate {program}"
         self.program_fd(program)
-        pointer = self._lib.pointer(what, "bpf_program__attach_iter", self._program(program), None)
+        options = self._iter_options(over) if over else None
+        pointer = self._lib.pointer(
+            what,
+            "bpf_program__attach_iter",
+            self._program(program),
+            ctypes.addressof(options) if options else None,
+        )
         with Link(pointer) as link:
             fd = self._lib.check(what, "bpf_iter_create", link.fd)
         # The descriptor holds the program: the link is not needed any more.
@@ -346,6 +366,13 @@ class BpfObject:
             raise BpfError(what, error.errno or 0) from None
         finally:
             os.close(fd)
+
+    def _iter_options(self, over: str) -> _IterOptions:
+        map_fd = ctypes.c_uint32(self.map(over).fd)
+        info = ctypes.pointer(map_fd)  # which keeps it
+        return _IterOptions(
+            sz=ctypes.sizeof(_IterOptions), link_info=info, link_info_len=ctypes.sizeof(map_fd)
+        )
 
     def test_run(self, program: str, packet: bytes = b"", repeat: int = 1) -> TestRun:
         """Runs a program in place, with a packet (network programs take 14 bytes or more).

@@ -29,6 +29,8 @@ from podscope.kernel.libbpf import libbpf
 from podscope.kernel.libbpf import loaded_file
 from podscope.kernel.maps import MapType
 from podscope.kernel.maps import MmapArray
+from podscope.kernel.objects import BpfObject
+from podscope.kernel.objects import LoadError
 from podscope.kernel.objects import verifier_reason
 from podscope.kernel.rings import Ring
 
@@ -218,7 +220,7 @@ def _cgroup2() -> Finding:
 def _tried(feature: str, trial: Callable[[], str], needed: bool, remedy: str) -> Finding:
     try:
         return Finding(feature, True, needed, trial(), "")
-    except BpfError as error:
+    except (BpfError, LoadError) as error:
         without_rights = error.code == errno.EPERM and _lacking()
         return Finding(feature, False, needed, str(error), AS_ROOT if without_rights else remedy)
     except (PodscopeError, OSError) as error:
@@ -352,6 +354,41 @@ def _open_sockets_by_descriptors() -> str:
     return "process by process, with pidfd_getfd()"
 
 
+def _oom() -> str:
+    with BpfObject.open("oom") as program:
+        program.load()
+        for name in program.programs():
+            program.attach(name)
+    return "attached to signal_generate and mark_victim, and detached"
+
+
+def _listeners() -> str:
+    with BpfObject.open("listen") as program, suppress(LoadError):
+        program.load()
+        return "noted from their beginning, those that are there already by one walk"
+    with BpfObject.open("listen_v2") as program:
+        program.load()
+    return "noted from their beginning, those that are there already process by process"
+
+
+def _connections() -> str:
+    with BpfObject.open("tcp") as program, suppress(LoadError):
+        program.load()
+        return "told by tracepoints, those that are there already by one walk"
+    with BpfObject.open("tcp_v2") as program:
+        program.load()
+    return "told by tracepoints; of those that are there already only listeners are known"
+
+
+def _lookups() -> str:
+    with BpfObject.open("dns") as program, suppress(LoadError):
+        program.load()
+        return "parsed at the cgroup hooks, over UDP and TCP"
+    with BpfObject.open("dns_v2") as program:
+        program.load()
+    return "parsed at the cgroup hooks; older sockets get owners process by process"
+
+
 def _has_helper(kind: int, helper: int) -> bool:
     """Whether the verifier knows a helper in programs of a kind. Raises BpfError without rights.
 
@@ -372,6 +409,7 @@ _ONE_AT_A_TIME = (
     "BPF_F_ALLOW_MULTI keeps others out; " + _NEWER
 )
 _OLDER_ENGINE = "nothing: the engine for older kernels takes its place; Linux {} has it"
+_WITHOUT = "run Linux 5.10 or newer, as root; all but podscope {} works without it"
 _TRIALS: tuple[tuple[str, Callable[[], str], bool, str], ...] = (
     ("cgroup packets", _cgroup_skb, True, _ONE_AT_A_TIME),
     ("cgroup handshakes", _sockops, True, _ONE_AT_A_TIME),
@@ -388,6 +426,10 @@ _TRIALS: tuple[tuple[str, Callable[[], str], bool, str], ...] = (
         False,
         "run with CAP_SYS_PTRACE, on Linux 5.6 or newer; or restart a server to have it named",
     ),
+    ("OOM kills", _oom, False, _WITHOUT.format("events oom")),
+    ("listeners", _listeners, False, _WITHOUT.format("listen")),
+    ("DNS lookups", _lookups, False, _WITHOUT.format("dns")),
+    ("TCP connections", _connections, False, _WITHOUT.format("tcp")),
 )
 
 

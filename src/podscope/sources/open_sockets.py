@@ -8,6 +8,7 @@ import itertools
 import os
 import socket
 import warnings
+from collections.abc import Collection
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -50,15 +51,26 @@ class Walk:
     reason: str = ""
 
 
-def note_open_sockets(program: BpfObject) -> None:
+def note_open_sockets(
+    program: BpfObject,
+    iterator: str = PROGRAM,
+    notes: str = "notes",
+    types: Collection[int] = (socket.SOCK_STREAM,),
+) -> None:
     """Notes an owner with every TCP socket that a process has open now.
 
     By the kernel's task_file iterator, else process by process. Warns (RuntimeWarning) if
     neither can be done: older connections are then counted without their process.
+
+    Args:
+        program: the object, loaded.
+        iterator: its program that walks.
+        notes: its storage map that takes ``pid`` and ``owner``.
+        types: types of sockets, as the iterator has them; with SOCK_DGRAM UDP's, too.
     """
-    if note_by_iterator(program):
+    if note_by_iterator(program, iterator):
         return
-    walk = note_by_descriptors(program)
+    walk = note_by_descriptors(program, notes, types)
     if walk.reason:
         warnings.warn(
             f"sockets that are open already are counted without their process: {walk.reason}",
@@ -67,23 +79,25 @@ def note_open_sockets(program: BpfObject) -> None:
         )
 
 
-def note_by_iterator(program: BpfObject) -> bool:
+def note_by_iterator(program: BpfObject, iterator: str = PROGRAM) -> bool:
     """One walk in the kernel. False: this kernel, or this object, has no such iterator."""
-    if PROGRAM not in program.programs():
+    if iterator not in program.programs():
         return False
     try:
-        program.run_iter(PROGRAM)
+        program.run_iter(iterator)
     except BpfError:
         return False
     return True
 
 
-def note_by_descriptors(program: BpfObject) -> Walk:
+def note_by_descriptors(
+    program: BpfObject, name: str = "notes", types: Collection[int] = (socket.SOCK_STREAM,)
+) -> Walk:
     """The same from user space: takes each socket's descriptor for a moment and notes its owner.
 
     As with the iterator, the first process by number that holds a socket owns it.
     """
-    notes = program.map("notes")
+    notes = program.map(name)
     processes, owners = program.map("processes"), program.map("owners")
     numbers = itertools.count(FIRST_OWNER)
     seen: set[str] = set()
@@ -94,7 +108,7 @@ def note_by_descriptors(program: BpfObject) -> Walk:
             return Walk(noted, refused, f"those beyond the first {MOST_SOCKETS}")
         try:
             owner = next(numbers)
-            found = _note_process(notes, pid, owner, seen)
+            found = _note_process(notes, pid, owner, seen, types)
         except OSError as error:
             if error.errno in _GONE:
                 continue
@@ -111,8 +125,10 @@ def _pids() -> list[int]:
     return sorted(int(name) for name in os.listdir("/proc") if name.isdigit())
 
 
-def _note_process(notes: MapInfo, pid: int, owner: int, seen: set[str]) -> int:
-    """Notes the sockets of a process that nobody before it holds; returns how many are TCP."""
+def _note_process(
+    notes: MapInfo, pid: int, owner: int, seen: set[str], types: Collection[int]
+) -> int:
+    """Notes the sockets of a process that nobody before it holds; returns how many it noted."""
     held = [(number, name) for number, name in _sockets(pid) if name not in seen]
     if not held:
         return 0
@@ -130,7 +146,7 @@ def _note_process(notes: MapInfo, pid: int, owner: int, seen: set[str]) -> int:
             # Whatever it is, it need not be looked at again.
             seen.add(name)
             try:
-                found += _is_tcp(descriptor) and _note(notes, descriptor, pid, owner)
+                found += _is_inet(descriptor, types) and _note(notes, descriptor, pid, owner)
             finally:
                 os.close(descriptor)
     return found
@@ -147,10 +163,10 @@ def _sockets(pid: int) -> Iterator[tuple[int, str]]:
                     yield int(number), name
 
 
-def _is_tcp(descriptor: int) -> bool:
+def _is_inet(descriptor: int, types: Collection[int]) -> bool:
     # Not by a socket object: it would set its own time-out, on the other process's socket.
     try:
-        return option(descriptor, socket.SO_TYPE) == socket.SOCK_STREAM and option(
+        return option(descriptor, socket.SO_TYPE) in types and option(
             descriptor, socket.SO_DOMAIN
         ) in (socket.AF_INET, socket.AF_INET6)
     except OSError:

@@ -1,0 +1,122 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* The kernel's own socket, as far as it is read here (CO-RE). */
+#ifndef __PODSCOPE_SOCK_H
+#define __PODSCOPE_SOCK_H
+
+#include <linux/in.h>
+#include <linux/in6.h>
+#include "common/kernel.h"
+
+#define AF_INET  2
+#define AF_INET6 10
+
+typedef struct {
+	int counter;
+} atomic_t;
+
+struct kernfs_node {
+	u64 id;
+} __attribute__((preserve_access_index));
+
+struct cgroup {
+	struct kernfs_node *kn;
+} __attribute__((preserve_access_index));
+
+/* Linux commit 8520e224f547 ("bpf, cgroups: Fix cgroup v2 fallback ...") (in v5.15). */
+struct sock_cgroup_data {
+	struct cgroup *cgroup;
+} __attribute__((preserve_access_index));
+
+struct sock_cgroup_data___word {
+	u64 val;
+} __attribute__((preserve_access_index));
+
+struct ns_common {
+	unsigned int inum;
+} __attribute__((preserve_access_index));
+
+struct net {
+	struct ns_common ns;
+} __attribute__((preserve_access_index));
+
+typedef struct {
+	struct net *net;
+} possible_net_t;
+
+struct sock_common {
+	__be32 skc_daddr;
+	__be32 skc_rcv_saddr;
+	__be16 skc_dport;
+	__u16 skc_num;
+	unsigned short skc_family;
+	volatile unsigned char skc_state;
+	possible_net_t skc_net;
+	unsigned long skc_flags;
+	struct in6_addr skc_v6_daddr;
+	struct in6_addr skc_v6_rcv_saddr;
+} __attribute__((preserve_access_index));
+
+struct sock {
+	struct sock_common __sk_common;
+	atomic_t sk_drops;
+	u32 sk_ack_backlog;
+	u32 sk_max_ack_backlog;
+	int sk_err;
+	u16 sk_protocol;
+	struct sock_cgroup_data sk_cgrp_data;
+} __attribute__((preserve_access_index));
+
+struct request_sock_queue {
+	atomic_t qlen;
+} __attribute__((preserve_access_index));
+
+struct inet_connection_sock {
+	struct request_sock_queue icsk_accept_queue;
+} __attribute__((preserve_access_index));
+
+/* What bpf_sk_cgroup_id() gives; sock_cgroup_ptr() in include/linux/cgroup.h. */
+static __always_inline u64 sock_cgroup_id(const struct sock *sk)
+{
+	struct sock_cgroup_data___word *word;
+	struct cgroup *cgroup;
+	u64 value;
+
+	if (bpf_core_field_exists(sk->sk_cgrp_data.cgroup))
+		return BPF_CORE_READ(sk, sk_cgrp_data.cgroup, kn, id);
+	word = (void *)__builtin_preserve_access_index(&sk->sk_cgrp_data);
+	value = BPF_CORE_READ(word, val);
+	if (!value || value & 3)
+		return 1; /* the root */
+	cgroup = (struct cgroup *)value;
+	return BPF_CORE_READ(cgroup, kn, id);
+}
+
+static __always_inline void mapped_ip4(u8 *out, __be32 address)
+{
+	__builtin_memset(out, 0, 10);
+	out[10] = 0xff;
+	out[11] = 0xff;
+	__builtin_memcpy(out + 12, &address, 4);
+}
+
+/* IPv6, or IPv4 mapped into it. */
+static __always_inline void sock_local_address(const struct sock *sk, u8 *out)
+{
+	if (BPF_CORE_READ(sk, __sk_common.skc_family) == AF_INET)
+		mapped_ip4(out, BPF_CORE_READ(sk, __sk_common.skc_rcv_saddr));
+	else
+		bpf_probe_read_kernel(
+			out, 16,
+			__builtin_preserve_access_index(&sk->__sk_common.skc_v6_rcv_saddr));
+}
+
+static __always_inline void sock_peer_address(const struct sock *sk, u8 *out)
+{
+	if (BPF_CORE_READ(sk, __sk_common.skc_family) == AF_INET)
+		mapped_ip4(out, BPF_CORE_READ(sk, __sk_common.skc_daddr));
+	else
+		bpf_probe_read_kernel(
+			out, 16, __builtin_preserve_access_index(&sk->__sk_common.skc_v6_daddr));
+}
+
+#endif

@@ -1,0 +1,339 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Listeners and their two queues: handshakes that are not complete (SYN queue) and
+ * connections that wait for accept() (accept queue). Each listener of the machine has
+ * a note in its socket, made when it begins to listen, or by one walk at the start. An
+ * iterator over the notes reads all of them at once, whatever their network namespace.
+ * The kernel's own counter of the socket says what was dropped (tcp_listendrop()).
+ */
+#include "common/owner.h"
+#include "common/sock.h"
+#include "listen/listen.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+/* Keep the records in the object's BTF: user space makes its dtypes from it. */
+const struct listen_row *row_type __attribute__((unused));
+const struct process *process_type __attribute__((unused));
+const enum listen_was was_type __attribute__((unused));
+
+#define SOCK_STREAM 1
+
+/* What is noted with a listener. */
+struct listener {
+	u32 pid;
+	u32 owner;
+	u32 drops; /* of the socket, when they were last told */
+	u32 was;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct listener);
+} listeners SEC(".maps");
+
+struct highest {
+	u32 accept;
+	u32 syn;
+};
+
+/* The longest queues of the interval, by the listener's address in the kernel. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, u64);
+	__type(value, struct highest);
+} highest SEC(".maps");
+
+/*
+ * Listeners of MPTCP that were there before the start: what listens is the first subflow,
+ * a socket that no descriptor leads to, and that takes no note (the verifier does not
+ * trust a pointer that was read). By its address, and told only while it is the same.
+ */
+struct subflow {
+	struct listener listener;
+	u32 netns;
+	u32 port;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__type(key, u64);
+	__type(value, struct subflow);
+} subflows SEC(".maps");
+
+/* Last rows of listeners that were closed within an interval. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 18);
+} closed SEC(".maps");
+
+u64 ring_full; /* last rows that found no room */
+u64 no_memory; /* listeners without a note */
+
+struct bpf_iter_meta {
+	struct seq_file *seq;
+} __attribute__((preserve_access_index));
+
+struct bpf_iter__bpf_sk_storage_map {
+	struct bpf_iter_meta *meta;
+	struct bpf_map *map;
+	struct sock *sk;
+	void *value;
+} __attribute__((preserve_access_index));
+
+static __always_inline u32 netns_of(const struct sock *sk)
+{
+	return BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
+}
+
+static __always_inline u32 accept_queue(const struct sock *sk)
+{
+	return BPF_CORE_READ(sk, sk_ack_backlog);
+}
+
+static __always_inline u32 syn_queue(const struct sock *sk)
+{
+	return BPF_CORE_READ((struct inet_connection_sock *)sk, icsk_accept_queue.qlen.counter);
+}
+
+static __always_inline void fill(struct listen_row *row, const struct sock *sk,
+				 struct listener *listener)
+{
+	u64 key = (u64)sk;
+	struct highest *most = bpf_map_lookup_elem(&highest, &key);
+	u32 drops = BPF_CORE_READ(sk, sk_drops.counter);
+
+	__builtin_memset(row, 0, sizeof(*row));
+	row->cgroup_id = sock_cgroup_id(sk);
+	row->pid = listener->pid;
+	row->owner = listener->owner;
+	row->netns = netns_of(sk);
+	row->accept_queue = accept_queue(sk);
+	row->syn_queue = syn_queue(sk);
+	row->accept_highest = row->accept_queue;
+	row->syn_highest = row->syn_queue;
+	if (most) {
+		if (most->accept > row->accept_highest)
+			row->accept_highest = most->accept;
+		if (most->syn > row->syn_highest)
+			row->syn_highest = most->syn;
+		bpf_map_delete_elem(&highest, &key);
+	}
+	row->limit = BPF_CORE_READ(sk, sk_max_ack_backlog);
+	row->drops = drops - listener->drops;
+	row->port = BPF_CORE_READ(sk, __sk_common.skc_num);
+	row->was = listener->was;
+	sock_local_address(sk, row->address);
+	listener->drops = drops;
+	listener->was = 0;
+	if (row->accept_highest && row->accept_highest * 5ULL >= row->limit * 4ULL)
+		listener->was |= LISTEN_ACCEPT_HIGH;
+	if (row->syn_highest && row->syn_highest * 5ULL >= row->limit * 4ULL)
+		listener->was |= LISTEN_SYN_HIGH;
+}
+
+/* A row for each listener; the next interval begins. */
+SEC("iter/bpf_sk_storage_map")
+int listen_rows(struct bpf_iter__bpf_sk_storage_map *ctx)
+{
+	struct seq_file *seq = ctx->meta->seq;
+	struct listener *listener = ctx->value;
+	struct sock *sk = ctx->sk;
+	struct listen_row row;
+
+	if (!sk || !listener || BPF_CORE_READ(sk, __sk_common.skc_state) != BPF_TCP_LISTEN ||
+	    BPF_CORE_READ(sk, sk_protocol) != IPPROTO_TCP)
+		return 0;
+	fill(&row, sk, listener);
+	bpf_seq_write(seq, &row, sizeof(row));
+	return 0;
+}
+
+struct bpf_iter__bpf_map_elem {
+	struct bpf_iter_meta *meta;
+	struct bpf_map *map;
+	void *key;
+	void *value;
+} __attribute__((preserve_access_index));
+
+/* The same for the subflows. */
+SEC("iter/bpf_map_elem")
+int listen_subflow_rows(struct bpf_iter__bpf_map_elem *ctx)
+{
+	struct seq_file *seq = ctx->meta->seq;
+	struct subflow *subflow = ctx->value;
+	struct listen_row row;
+	u64 *key = ctx->key;
+	struct sock *sk;
+
+	if (!key || !subflow || !subflow->listener.pid)
+		return 0;
+	sk = (struct sock *)*key;
+	if (BPF_CORE_READ(sk, __sk_common.skc_state) != BPF_TCP_LISTEN ||
+	    BPF_CORE_READ(sk, sk_protocol) != IPPROTO_TCP ||
+	    BPF_CORE_READ(sk, __sk_common.skc_num) != subflow->port ||
+	    netns_of(sk) != subflow->netns) {
+		subflow->listener.pid = 0; /* it is gone */
+		return 0;
+	}
+	fill(&row, sk, &subflow->listener);
+	bpf_seq_write(seq, &row, sizeof(row));
+	return 0;
+}
+
+static __always_inline void begins(struct bpf_sock_ops *ops, struct bpf_sock *sk)
+{
+	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
+	struct listener *listener;
+	struct socket_note *note;
+
+	listener = bpf_sk_storage_get(&listeners, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	note = bpf_sk_storage_get(&notes, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!tcp || !listener || !note) {
+		__sync_fetch_and_add(&no_memory, 1);
+		return;
+	}
+	owner_note(note, (void *)bpf_get_current_task());
+	note->listener = (u64)tcp;
+	bpf_map_delete_elem(&subflows, &note->listener);
+	listener->pid = note->pid;
+	listener->owner = note->owner;
+	listener->drops = BPF_CORE_READ((struct sock *)tcp, sk_drops.counter);
+	bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
+}
+
+/*
+ * A connection is complete: it is in the accept queue by now (tcp_check_req() puts it
+ * there before the child gets its packet). The listener's note came with the clone.
+ */
+static __always_inline void accepted(struct bpf_sock *sk)
+{
+	struct socket_note *note = bpf_sk_storage_get(&notes, sk, 0, 0);
+	struct highest now = {}, *most;
+	struct sock *listener;
+	u64 key;
+
+	if (!note || !note->listener)
+		return;
+	key = note->listener;
+	listener = (struct sock *)key;
+	now.accept = accept_queue(listener);
+	now.syn = syn_queue(listener);
+	most = bpf_map_lookup_elem(&highest, &key);
+	if (!most) {
+		bpf_map_update_elem(&highest, &key, &now, BPF_ANY);
+		return;
+	}
+	if (now.accept > most->accept)
+		most->accept = now.accept;
+	if (now.syn > most->syn)
+		most->syn = now.syn;
+}
+
+static __always_inline void ends(struct bpf_sock *sk)
+{
+	struct listener *listener = bpf_sk_storage_get(&listeners, sk, 0, 0);
+	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
+	struct listen_row *row;
+
+	if (!listener || !tcp)
+		return;
+	row = bpf_ringbuf_reserve(&closed, sizeof(*row), 0);
+	if (!row) {
+		__sync_fetch_and_add(&ring_full, 1);
+		return;
+	}
+	fill(row, (struct sock *)tcp, listener);
+	row->closed = 1;
+	bpf_ringbuf_submit(row, BPF_RB_NO_WAKEUP);
+}
+
+SEC("sockops")
+int listen_socket(struct bpf_sock_ops *ops)
+{
+	struct bpf_sock *sk = ops->sk;
+
+	if (!sk)
+		return 1;
+	switch (ops->op) {
+	case BPF_SOCK_OPS_TCP_LISTEN_CB:
+		begins(ops, sk);
+		break;
+	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
+		accepted(sk);
+		break;
+	case BPF_SOCK_OPS_STATE_CB:
+		if (ops->args[0] == BPF_TCP_LISTEN)
+			ends(sk);
+		break;
+	}
+	return 1;
+}
+
+#ifndef PODSCOPE_NO_LOOP
+struct mptcp_sock {
+	struct sock *first;
+} __attribute__((preserve_access_index));
+
+static __always_inline void note_subflow(struct sock *sk, struct task_struct *task)
+{
+	struct socket_note owner = {};
+	struct subflow subflow = {};
+	struct sock *first;
+	u64 key;
+
+	if (!bpf_core_field_exists(((struct mptcp_sock *)sk)->first))
+		return;
+	first = BPF_CORE_READ((struct mptcp_sock *)sk, first);
+	key = (u64)first;
+	if (!first || bpf_map_lookup_elem(&subflows, &key))
+		return;
+	owner_note(&owner, task);
+	subflow.listener.pid = owner.pid;
+	subflow.listener.owner = owner.owner;
+	subflow.listener.drops = BPF_CORE_READ(first, sk_drops.counter);
+	subflow.netns = netns_of(first);
+	subflow.port = BPF_CORE_READ(first, __sk_common.skc_num);
+	if (bpf_map_update_elem(&subflows, &key, &subflow, BPF_NOEXIST))
+		__sync_fetch_and_add(&no_memory, 1);
+}
+
+/* Listeners that are there already: the first process that has one open is its owner. */
+SEC("iter/task_file")
+int listen_open_sockets(struct bpf_iter__task_file *ctx)
+{
+	struct task_struct *task = ctx->task;
+	struct file *file = ctx->file;
+	struct listener *listener;
+	struct socket_note *note;
+	struct socket *socket;
+	struct sock *sk;
+
+	if (!task || !file)
+		return 0;
+	socket = bpf_sock_from_file(file);
+	if (!socket || socket->type != SOCK_STREAM)
+		return 0;
+	sk = socket->sk;
+	if (!sk || BPF_CORE_READ(sk, __sk_common.skc_state) != BPF_TCP_LISTEN)
+		return 0;
+	if (BPF_CORE_READ(sk, sk_protocol) == IPPROTO_MPTCP)
+		note_subflow(sk, task);
+	if (BPF_CORE_READ(sk, sk_protocol) != IPPROTO_TCP)
+		return 0;
+	listener = bpf_sk_storage_get(&listeners, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	note = bpf_sk_storage_get(&notes, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!listener || !note || listener->pid)
+		return 0;
+	owner_note(note, task);
+	note->listener = (u64)sk;
+	listener->pid = note->pid;
+	listener->owner = note->owner;
+	listener->drops = BPF_CORE_READ(sk, sk_drops.counter);
+	return 0;
+}
+#endif

@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* The record of the listeners: the one place where it is declared. */
+#ifndef __PODSCOPE_LISTEN_H
+#define __PODSCOPE_LISTEN_H
+
+/* One listener over one interval. */
+struct listen_row {
+	__u64 cgroup_id;
+	__u32 pid;
+	__u32 owner;
+	__u32 netns;          /* inode number of its network namespace */
+	__u32 accept_queue;   /* connections that wait for accept(), now */
+	__u32 accept_highest; /* the most that were seen in the interval */
+	__u32 syn_queue;      /* handshakes that are not complete, now */
+	__u32 syn_highest;
+	__u32 limit; /* backlog: the accept queue may hold one more */
+	__u32 drops; /* of the interval: handshakes dropped, for whatever reason */
+	__u16 port;
+	__u8 closed; /* it is gone: the last row */
+	__u8 was;    /* enum listen_was */
+	__u8 address[16];
+};
+
+/* Which queues had passed 80 % of the limit when the interval began. */
+enum listen_was {
+	LISTEN_ACCEPT_HIGH = 1,
+	LISTEN_SYN_HIGH = 2,
+};
+
+#endif

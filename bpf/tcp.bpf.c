@@ -1,0 +1,618 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Connections: who made them, how long they lived, what went wrong. Whose a
+ * connection is, is noted where a process acts (connect(), listen()); what becomes
+ * of it is told by the kernel's tracepoints of TCP. Sums for each owner and peer are
+ * always counted; single events are told only if asked for.
+ */
+#include "common/owner.h"
+#include "common/sock.h"
+#include "tcp/tcp.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+/* Keep the records in the object's BTF: user space makes its dtypes from it. */
+const struct tcp_event *event_type __attribute__((unused));
+const struct tcp_row *row_type __attribute__((unused));
+const struct process *process_type __attribute__((unused));
+const enum tcp_what what_type __attribute__((unused));
+
+#define SOCK_DONE   1 /* enum sock_flags: the peer's FIN has come (tcp_fin()) */
+#define SOCK_STREAM 1
+#define ETH_P_IP    0x0800
+#define ETH_P_IPV6  0x86dd
+#define NO_HEADER   0xffff
+
+const volatile u32 wanted = 0;             /* bits of enum tcp_what */
+const volatile u64 window_ns = 1000000000; /* between two samples of a connection */
+const volatile bool with_sums = true;
+
+u32 parity; /* which of the two maps of sums is written to */
+
+u64 ring_full;        /* events that found no room */
+u64 connections_full; /* connections whose owner and start were not noted */
+u64 table_full;       /* counts that found no series */
+
+struct connection {
+	u64 start_ns;   /* of connect() */
+	u64 opened_ns;  /* end of the handshake */
+	u64 sampled_ns; /* last sample of the window */
+	u32 pid;
+	u32 owner;
+	u32 side;
+	u32 pad;
+};
+
+/* By the socket's address in the kernel: 5.10 has no notes in sockets for tracepoints. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 131072);
+	__type(key, u64);
+	__type(value, struct connection);
+} connections SEC(".maps");
+
+/* Those that have just ended in the midst: the reset is sent after that (tcp_disconnect()). */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, u64);
+	__type(value, struct connection);
+} ended SEC(".maps");
+
+#define ENDED_NS 100000000 /* the address is another socket's later */
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 10240);
+	__type(key, struct tcp_key);
+	__type(value, struct tcp_sums);
+} sums_0 SEC(".maps"), sums_1 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 22);
+} events SEC(".maps");
+
+struct tcp_sock {
+	u32 srtt_us;
+	u32 total_retrans;
+	u64 bytes_sent;
+	u64 bytes_retrans;
+	u64 bytes_received;
+	u32 snd_cwnd;
+	u32 snd_ssthresh;
+} __attribute__((preserve_access_index));
+
+struct sock___buffers {
+	int sk_sndbuf;
+	int sk_wmem_queued;
+} __attribute__((preserve_access_index));
+
+struct inet_sock {
+	__be16 inet_sport;
+} __attribute__((preserve_access_index));
+
+struct tcp_skb_cb {
+	u16 tcp_gso_segs;
+} __attribute__((preserve_access_index));
+
+struct sk_buff {
+	struct sock *sk;
+	char cb[48];
+	__be16 protocol;
+	u16 transport_header;
+	u16 network_header;
+	unsigned char *head;
+} __attribute__((preserve_access_index));
+
+static __always_inline bool is_wanted(u32 what)
+{
+	return wanted & (1U << what);
+}
+
+static __always_inline struct connection *connection_of(const struct sock *sk)
+{
+	u64 key = (u64)sk;
+
+	return bpf_map_lookup_elem(&connections, &key);
+}
+
+static __always_inline void read_owner(struct tcp_event *event, const struct sock *sk)
+{
+	struct connection *connection = connection_of(sk);
+	u64 key = (u64)sk;
+
+	event->cgroup_id = sock_cgroup_id(sk);
+	if (!connection && event->what == TCP_RESET_SENT) {
+		connection = bpf_map_lookup_elem(&ended, &key);
+		if (connection && event->time_ns - connection->start_ns > ENDED_NS)
+			return;
+	}
+	if (!connection)
+		return;
+	event->pid = connection->pid;
+	event->owner = connection->owner;
+	event->side = connection->side;
+}
+
+static __always_inline void read_addresses(struct tcp_event *event, const struct sock *sk)
+{
+	sock_local_address(sk, event->local);
+	sock_peer_address(sk, event->peer);
+	/* skc_num is 0 by the time that a socket is closed */
+	event->local_port = bpf_ntohs(BPF_CORE_READ((struct inet_sock *)sk, inet_sport));
+	event->peer_port = bpf_ntohs(BPF_CORE_READ(sk, __sk_common.skc_dport));
+}
+
+/* An event with all that each of them has. */
+static __always_inline void begin(struct tcp_event *event, const struct sock *sk, u8 what)
+{
+	__builtin_memset(event, 0, sizeof(*event));
+	event->time_ns = bpf_ktime_get_ns();
+	event->what = what;
+	event->state = BPF_CORE_READ(sk, __sk_common.skc_state);
+	read_owner(event, sk);
+	read_addresses(event, sk);
+}
+
+static __always_inline void send(struct tcp_event *event)
+{
+	if (bpf_ringbuf_output(&events, event, sizeof(*event), BPF_RB_NO_WAKEUP))
+		__sync_fetch_and_add(&ring_full, 1);
+}
+
+static __always_inline struct tcp_sums *sums_in(void *map, struct tcp_key *key)
+{
+	struct tcp_sums *sums = bpf_map_lookup_elem(map, key);
+	struct tcp_sums none = {};
+
+	if (sums)
+		return sums;
+	bpf_map_update_elem(map, key, &none, BPF_NOEXIST);
+	return bpf_map_lookup_elem(map, key);
+}
+
+/* The series that an event belongs to. */
+static __always_inline struct tcp_sums *sums_of(const struct tcp_event *event)
+{
+	struct tcp_key key = {};
+	struct tcp_sums *sums;
+
+	if (!with_sums)
+		return NULL;
+	key.cgroup_id = event->cgroup_id;
+	key.pid = event->pid;
+	key.owner = event->owner;
+	key.side = event->side;
+	key.port = event->side == TCP_SERVER   ? event->local_port
+		   : event->side == TCP_CLIENT ? event->peer_port
+					       : 0;
+	__builtin_memcpy(key.peer, event->peer, 16);
+	sums = *(volatile u32 *)&parity & 1 ? sums_in(&sums_1, &key) : sums_in(&sums_0, &key);
+	if (!sums) {
+		__builtin_memset(&key, 0, sizeof(key));
+		key.side = event->side;
+		__sync_fetch_and_add(&table_full, 1);
+		sums = parity & 1 ? sums_in(&sums_1, &key) : sums_in(&sums_0, &key);
+	}
+	return sums;
+}
+
+#define add(series, member, n)                                                                     \
+	do {                                                                                       \
+		struct tcp_sums *to = series;                                                      \
+                                                                                                   \
+		if (to)                                                                            \
+			__sync_fetch_and_add(&to->member, n);                                      \
+	} while (0)
+
+static __always_inline void let_go(const struct sock *sk, u64 now, u32 old)
+{
+	struct connection *connection = connection_of(sk);
+	struct connection last = {};
+	u64 key = (u64)sk;
+
+	if (!connection)
+		return;
+	if (old == BPF_TCP_ESTABLISHED || old == BPF_TCP_CLOSE_WAIT || old == BPF_TCP_FIN_WAIT1) {
+		last.start_ns = now;
+		last.pid = connection->pid;
+		last.owner = connection->owner;
+		last.side = connection->side;
+		bpf_map_update_elem(&ended, &key, &last, BPF_ANY);
+	}
+	bpf_map_delete_elem(&connections, &key);
+}
+
+static __always_inline void read_totals(struct tcp_event *event, const struct sock *sk)
+{
+	const struct tcp_sock *tcp = (void *)sk;
+
+	event->sent = BPF_CORE_READ(tcp, bytes_sent) - BPF_CORE_READ(tcp, bytes_retrans);
+	event->received = BPF_CORE_READ(tcp, bytes_received);
+	/* a FIN is counted as a byte (tcp_rcv_nxt_update()) */
+	if (event->received && BPF_CORE_READ(sk, __sk_common.skc_flags) >> SOCK_DONE & 1)
+		event->received--;
+	event->retransmits = BPF_CORE_READ(tcp, total_retrans);
+	event->srtt_us = BPF_CORE_READ(tcp, srtt_us) >> 3;
+}
+
+static __always_inline void connect_ended(struct tcp_event *event, const struct sock *sk, bool well)
+{
+	struct connection *connection = connection_of(sk);
+	struct tcp_sums *sums;
+
+	event->side = TCP_CLIENT;
+	event->what = TCP_CONNECT;
+	if (connection) {
+		event->duration_ns = event->time_ns - connection->start_ns;
+		connection->opened_ns = event->time_ns;
+	}
+	sums = sums_of(event);
+	if (well) {
+		add(sums, connects, 1);
+		add(sums, connect_ns, event->duration_ns);
+		/* two at the same time may leave the shorter one, never a wrong one */
+		if (sums && event->duration_ns > sums->connect_max_ns)
+			sums->connect_max_ns = event->duration_ns;
+	} else {
+		event->error = BPF_CORE_READ(sk, sk_err);
+		add(sums, failed, 1);
+	}
+	if (is_wanted(TCP_CONNECT) || (!well && is_wanted(TCP_FAILED)))
+		send(event);
+	event->duration_ns = 0;
+	event->error = 0;
+}
+
+static __always_inline void life_ended(struct tcp_event *event, const struct sock *sk)
+{
+	struct connection *connection = connection_of(sk);
+	struct tcp_sums *sums;
+
+	event->what = TCP_LIFE;
+	if (connection && connection->opened_ns)
+		event->duration_ns = event->time_ns - connection->opened_ns;
+	event->error = BPF_CORE_READ(sk, sk_err);
+	read_totals(event, sk);
+	sums = sums_of(event);
+	add(sums, closes, 1);
+	add(sums, sent, event->sent);
+	add(sums, received, event->received);
+	if (event->duration_ns) {
+		add(sums, timed, 1);
+		add(sums, duration_ns, event->duration_ns);
+	}
+	if (is_wanted(TCP_LIFE))
+		send(event);
+}
+
+/*
+ * TP_PROTO(const struct sock *sk, const int oldstate, const int newstate), in
+ * include/trace/events/sock.h.
+ */
+SEC("raw_tp/inet_sock_set_state")
+int tcp_state(struct bpf_raw_tracepoint_args *ctx)
+{
+	const struct sock *sk = (void *)ctx->args[0];
+	u32 old = ctx->args[1], new = ctx->args[2];
+	struct tcp_event event;
+
+	if (BPF_CORE_READ(sk, sk_protocol) != IPPROTO_TCP)
+		return 0;
+	if (!is_wanted(TCP_STATE) && new != BPF_TCP_CLOSE && old != BPF_TCP_SYN_SENT)
+		return 0;
+	begin(&event, sk, TCP_STATE);
+	event.old_state = old;
+	event.state = new;
+	/* the process is at work itself, and noted in a moment */
+	if (!event.pid && (new == BPF_TCP_SYN_SENT || new == BPF_TCP_LISTEN))
+		event.pid = bpf_get_current_pid_tgid() >> 32;
+	if (is_wanted(TCP_STATE))
+		send(&event);
+	if (old == BPF_TCP_SYN_SENT && new == BPF_TCP_ESTABLISHED)
+		connect_ended(&event, sk, true);
+	if (new != BPF_TCP_CLOSE)
+		return 0;
+	if (old == BPF_TCP_SYN_SENT)
+		connect_ended(&event, sk, false);
+	else if (old != BPF_TCP_LISTEN && (old != BPF_TCP_SYN_RECV || event.side))
+		life_ended(&event, sk);
+	let_go(sk, event.time_ns, old);
+	return 0;
+}
+
+/* A process connects or begins to listen. */
+static __always_inline void begins(struct bpf_sock *sk, u32 side)
+{
+	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
+	struct connection connection = {};
+	struct socket_note *note;
+	u64 key = (u64)tcp;
+
+	note = bpf_sk_storage_get(&notes, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!tcp || !note)
+		return;
+	owner_note(note, (void *)bpf_get_current_task());
+	note->listener = side == TCP_SERVER ? key : 0;
+	connection.start_ns = bpf_ktime_get_ns();
+	connection.pid = note->pid;
+	connection.owner = note->owner;
+	connection.side = side;
+	if (bpf_map_update_elem(&connections, &key, &connection, BPF_ANY))
+		__sync_fetch_and_add(&connections_full, 1);
+}
+
+/* The listener's note came with the clone; the connection is in its queue by now. */
+static __always_inline void accepted(struct bpf_sock *sk)
+{
+	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
+	struct connection connection = {};
+	const struct sock *listener;
+	struct socket_note *note;
+	struct tcp_event event;
+	u64 key = (u64)tcp;
+
+	if (!tcp)
+		return;
+	note = bpf_sk_storage_get(&notes, sk, 0, 0);
+	connection.start_ns = connection.opened_ns = bpf_ktime_get_ns();
+	connection.side = TCP_SERVER;
+	if (note) {
+		connection.pid = note->pid;
+		connection.owner = note->owner;
+	}
+	if (bpf_map_update_elem(&connections, &key, &connection, BPF_ANY))
+		__sync_fetch_and_add(&connections_full, 1);
+	begin(&event, (void *)tcp, TCP_ACCEPT);
+	event.side = TCP_SERVER;
+	add(sums_of(&event), accepts, 1);
+	if (!is_wanted(TCP_ACCEPT))
+		return;
+	if (note && note->listener) {
+		listener = (void *)note->listener;
+		event.queue = BPF_CORE_READ(listener, sk_ack_backlog);
+		event.limit = BPF_CORE_READ(listener, sk_max_ack_backlog);
+	}
+	send(&event);
+}
+
+SEC("sockops")
+int tcp_ends(struct bpf_sock_ops *ops)
+{
+	struct bpf_sock *sk = ops->sk;
+
+	if (!sk)
+		return 1;
+	switch (ops->op) {
+	case BPF_SOCK_OPS_TCP_CONNECT_CB:
+		begins(sk, TCP_CLIENT);
+		break;
+	case BPF_SOCK_OPS_TCP_LISTEN_CB:
+		begins(sk, TCP_SERVER);
+		break;
+	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
+		accepted(sk);
+		break;
+	}
+	return 1;
+}
+
+static __always_inline int retransmitted(const struct sock *sk, const struct sk_buff *skb)
+{
+	struct tcp_skb_cb *cb = (void *)__builtin_preserve_access_index(&skb->cb);
+	struct tcp_event event;
+	u32 segments = skb ? BPF_CORE_READ(cb, tcp_gso_segs) : 1;
+
+	begin(&event, sk, TCP_RETRANSMIT);
+	event.retransmits = segments;
+	add(sums_of(&event), retransmits, segments);
+	if (is_wanted(TCP_RETRANSMIT))
+		send(&event);
+	return 0;
+}
+
+/* TP_PROTO(const struct sock *sk, const struct sk_buff *skb), in include/trace/events/tcp.h. */
+SEC("raw_tp/tcp_retransmit_skb")
+int tcp_retransmit(struct bpf_raw_tracepoint_args *ctx)
+{
+	return retransmitted((void *)ctx->args[0], (void *)ctx->args[1]);
+}
+
+/* With one more argument, int err, it is called for what could not be sent, too. */
+SEC("raw_tp/tcp_retransmit_skb")
+int tcp_retransmit_3(struct bpf_raw_tracepoint_args *ctx)
+{
+	if ((s32)ctx->args[2])
+		return 0;
+	return retransmitted((void *)ctx->args[0], (void *)ctx->args[1]);
+}
+
+static __always_inline int reset(const struct sock *sk, u8 what)
+{
+	struct tcp_event event;
+	struct tcp_sums *sums;
+	u8 state;
+
+	if (!sk)
+		return 0;
+	state = BPF_CORE_READ(sk, __sk_common.skc_state);
+	if (state == BPF_TCP_TIME_WAIT || state == BPF_TCP_NEW_SYN_RECV || state == BPF_TCP_LISTEN)
+		return 0; /* no connection, and the first two are no whole sockets */
+	begin(&event, sk, what);
+	read_totals(&event, sk);
+	sums = sums_of(&event);
+	if (what == TCP_RESET_SENT)
+		add(sums, resets_sent, 1);
+	else
+		add(sums, resets_received, 1);
+	if (is_wanted(what))
+		send(&event);
+	return 0;
+}
+
+/* TP_PROTO(const struct sock *sk, const struct sk_buff *skb, ...) */
+SEC("raw_tp/tcp_send_reset")
+int tcp_reset_sent(struct bpf_raw_tracepoint_args *ctx)
+{
+	return reset((void *)ctx->args[0], TCP_RESET_SENT);
+}
+
+/* TP_PROTO(struct sock *sk) */
+SEC("raw_tp/tcp_receive_reset")
+int tcp_reset_received(struct bpf_raw_tracepoint_args *ctx)
+{
+	return reset((void *)ctx->args[0], TCP_RESET_RECEIVED);
+}
+
+/* Addresses of a packet that has no socket, as of who would have got it. */
+static __always_inline bool read_packet(struct tcp_event *event, const struct sk_buff *skb)
+{
+	u8 *head = BPF_CORE_READ(skb, head);
+	u16 network = BPF_CORE_READ(skb, network_header);
+	u16 transport = BPF_CORE_READ(skb, transport_header);
+	u16 protocol = bpf_ntohs(BPF_CORE_READ(skb, protocol));
+	__be16 ports[2] = {};
+	__be32 address = 0;
+	u8 next = 0;
+
+	if (!transport || transport == NO_HEADER || transport <= network)
+		return false;
+	bpf_probe_read_kernel(&next, 1, head + network + (protocol == ETH_P_IP ? 9 : 6));
+	if ((protocol != ETH_P_IP && protocol != ETH_P_IPV6) || next != IPPROTO_TCP)
+		return false;
+	if (protocol == ETH_P_IP) {
+		bpf_probe_read_kernel(&address, 4, head + network + 12);
+		mapped_ip4(event->peer, address);
+		bpf_probe_read_kernel(&address, 4, head + network + 16);
+		mapped_ip4(event->local, address);
+	} else {
+		bpf_probe_read_kernel(event->peer, 16, head + network + 8);
+		bpf_probe_read_kernel(event->local, 16, head + network + 24);
+	}
+	bpf_probe_read_kernel(ports, 4, head + transport);
+	event->peer_port = bpf_ntohs(ports[0]);
+	event->local_port = bpf_ntohs(ports[1]);
+	bpf_probe_read_kernel(&event->flags, 1, head + transport + 13);
+	return true;
+}
+
+enum skb_drop_reason {
+	SKB_DROP_REASON_QUEUE_PURGE,
+};
+
+/* A closed socket's queue was emptied: nothing was lost on the way. */
+static __always_inline bool is_purge(u32 reason)
+{
+	return bpf_core_enum_value_exists(enum skb_drop_reason, SKB_DROP_REASON_QUEUE_PURGE) &&
+	       reason == bpf_core_enum_value(enum skb_drop_reason, SKB_DROP_REASON_QUEUE_PURGE);
+}
+
+static __always_inline int dropped(const struct sk_buff *skb, u32 reason, const struct sock *sk)
+{
+	struct tcp_event event = {};
+	u8 state = 0;
+
+	if (!is_wanted(TCP_DROP) || is_purge(reason) || !read_packet(&event, skb))
+		return 0;
+	if (!sk)
+		sk = BPF_CORE_READ(skb, sk);
+	if (sk)
+		state = BPF_CORE_READ(sk, __sk_common.skc_state);
+	event.time_ns = bpf_ktime_get_ns();
+	event.what = TCP_DROP;
+	event.reason = reason;
+	event.state = state;
+	if (sk && state != BPF_TCP_TIME_WAIT && state != BPF_TCP_NEW_SYN_RECV) {
+		read_owner(&event, sk);
+		/* of a packet that was to leave, the socket's own end is the other one */
+		if (state != BPF_TCP_LISTEN)
+			read_addresses(&event, sk);
+	}
+	send(&event);
+	return 0;
+}
+
+/*
+ * TP_PROTO(struct sk_buff *skb, void *location, enum skb_drop_reason reason, struct sock *rx_sk),
+ * in include/trace/events/skb.h; the socket since Linux commit c53795d48ee8 ("net: add
+ * rx_sk to trace_kfree_skb") (in v6.11), the reason since c504e5c2f964 ("net: skb:
+ * introduce kfree_skb_reason()") (in v5.17).
+ */
+SEC("raw_tp/kfree_skb")
+int tcp_drop_4(struct bpf_raw_tracepoint_args *ctx)
+{
+	return dropped((void *)ctx->args[0], ctx->args[2], (void *)ctx->args[3]);
+}
+
+SEC("raw_tp/kfree_skb")
+int tcp_drop_3(struct bpf_raw_tracepoint_args *ctx)
+{
+	return dropped((void *)ctx->args[0], ctx->args[2], NULL);
+}
+
+/* TP_PROTO(struct sock *sk, struct sk_buff *skb): each segment that an open connection gets. */
+SEC("raw_tp/tcp_probe")
+int tcp_window(struct bpf_raw_tracepoint_args *ctx)
+{
+	const struct sock *sk = (void *)ctx->args[0];
+	struct connection *connection = connection_of(sk);
+	const struct sock___buffers *buffers = (void *)sk;
+	const struct tcp_sock *tcp = (void *)sk;
+	u64 now = bpf_ktime_get_ns();
+	struct tcp_event event;
+
+	if (!connection || now - connection->sampled_ns < window_ns)
+		return 0;
+	connection->sampled_ns = now;
+	begin(&event, sk, TCP_WINDOW);
+	read_totals(&event, sk);
+	event.cwnd = BPF_CORE_READ(tcp, snd_cwnd);
+	event.ssthresh = BPF_CORE_READ(tcp, snd_ssthresh);
+	event.sndbuf = BPF_CORE_READ(buffers, sk_sndbuf);
+	event.queued = BPF_CORE_READ(buffers, sk_wmem_queued);
+	send(&event);
+	return 0;
+}
+
+#ifndef PODSCOPE_NO_LOOP
+/* Sockets that are there already: the first process that has one open is its owner. */
+SEC("iter/task_file")
+int tcp_open_sockets(struct bpf_iter__task_file *ctx)
+{
+	struct task_struct *task = ctx->task;
+	struct connection connection = {};
+	struct file *file = ctx->file;
+	struct socket_note *note;
+	struct socket *socket;
+	struct sock *sk;
+	u8 state;
+	u64 key;
+
+	if (!task || !file)
+		return 0;
+	socket = bpf_sock_from_file(file);
+	if (!socket || socket->type != SOCK_STREAM)
+		return 0;
+	sk = socket->sk;
+	if (!sk || BPF_CORE_READ(sk, sk_protocol) != IPPROTO_TCP)
+		return 0;
+	note = bpf_sk_storage_get(&notes, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!note || note->pid)
+		return 0;
+	owner_note(note, task);
+	key = (u64)sk;
+	state = BPF_CORE_READ(sk, __sk_common.skc_state);
+	if (state == BPF_TCP_LISTEN)
+		note->listener = key;
+	if (state == BPF_TCP_CLOSE)
+		return 0;
+	if (state == BPF_TCP_LISTEN)
+		connection.side = TCP_SERVER;
+	connection.pid = note->pid;
+	connection.owner = note->owner;
+	if (bpf_map_update_elem(&connections, &key, &connection, BPF_NOEXIST))
+		__sync_fetch_and_add(&connections_full, 1);
+	return 0;
+}
+#endif

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``podscope dns``: lookups by owner and name, or each lookup."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+from typing import Any
+
+import numpy as np
+
+from podscope import render
+from podscope.commands import rows
+from podscope.commands import table
+from podscope.commands.http import add_interval
+from podscope.commands.http import interval_ns
+from podscope.commands.lifetime import Lifetime
+from podscope.commands.targets import duration_ns
+from podscope.errors import UsageError
+from podscope.schema_dns import DNS
+from podscope.schema_dns import DNS_LOOKUP
+
+if TYPE_CHECKING:
+    import argparse
+
+    from podscope.schema import Array
+
+HELP = "Show DNS lookups by owner, name and response; with --each every lookup as it ends."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    parser.add_argument("--each", action="store_true", help="every lookup, one line each")
+    parser.add_argument("--errors", action="store_true", help="with --each, only those that failed")
+    add_interval(parser)
+    parser.add_argument("--once", action="store_true", help="end after one interval")
+    rows.add_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Watch and show until a signal or the end of the time."""
+    interval = interval_ns(args) / 1e9
+    duration = duration_ns(args)
+    named = rows.workload(args)
+    if args.errors and not args.each:
+        raise UsageError("--errors: it is for single lookups; give --each, too")
+    if args.once and args.each:
+        raise UsageError("--once: single lookups have no interval; give --duration TIME")
+    from podscope.pipeline import watch
+    from podscope.sources.dns import DnsOptions
+
+    kind = "dns_lookup" if args.each else "dns"
+    settings = {"dns": DnsOptions(only_errors=args.errors)}
+    with Lifetime() as lifetime, watch((kind,), interval, sources=settings) as watched:
+        lifetime.begin(watched.stop, duration)
+        if args.each:
+            kinds = {kind: rows.Shown(DNS_LOOKUP, _EACH)}
+            rows.show(watched, watched.lost, kinds, args.output, sys.stdout, named=named)
+            return 0
+        shown = rows.Shown(DNS, _SUMS)
+        view = table.View(kind, shown, _order, "podscope dns", args.output, args.once, named)
+        table.show(watched, watched.lost, view, sys.stdout)
+    return 0
+
+
+def _order(columns: rows.Columns) -> Array:
+    """Those that fail first, then those that are asked most."""
+    failed = columns["error.type"] != np.array(None)
+    return np.lexsort((-columns["count"], ~failed))
+
+
+def _rates(columns: rows.Columns) -> list[str]:
+    return render.cells(columns["count"] / columns["interval"], render.number)
+
+
+def _means(columns: rows.Columns) -> list[str]:
+    answered = columns["error.type"] != "timeout"
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean: Any = np.where(answered, columns["duration.sum"] / columns["count"], np.nan)
+    return render.cells(mean, render.seconds)
+
+
+def _codes(columns: rows.Columns) -> list[str]:
+    pairs = zip(columns["podscope.dns.response_code"], columns["error.type"], strict=True)
+    return [code or error or "-" for code, error in pairs]
+
+
+_WHAT = (
+    rows.Column("WORKLOAD", 20, rows.workloads),
+    rows.Column("SIDE", 6, rows.plain("side")),
+    rows.Column("NAME", 24, rows.plain("dns.question.name")),
+    rows.Column("TYPE", 5, rows.plain("podscope.dns.question.type")),
+    rows.Column("CODE", 8, _codes),
+)
+_SUMS = (
+    *_WHAT,
+    rows.Column("RATE/S", 6, _rates, right=True),
+    rows.Column("MEAN", 7, _means, right=True),
+    rows.Column("MAX", 7, rows.durations("duration.max"), right=True),
+    rows.Column("SERVER", 15, rows.plain("server.address")),
+)
+_EACH = (
+    rows.Column("TIME", 12, rows.times),
+    *_WHAT,
+    rows.Column("DURATION", 8, rows.durations("duration"), right=True),
+    rows.Column("PEER", 21, rows.peers),
+)

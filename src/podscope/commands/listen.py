@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``podscope listen``: every listener with the use of its queues, and what was dropped."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from podscope import filters
+from podscope.commands import rows
+from podscope.commands import table
+from podscope.commands.http import add_interval
+from podscope.commands.http import interval_ns
+from podscope.commands.lifetime import Lifetime
+from podscope.commands.targets import duration_ns
+from podscope.schema_listen import LISTEN
+
+if TYPE_CHECKING:
+    import argparse
+
+    from podscope.batch import Batch
+    from podscope.schema import Array
+
+HELP = "Show every listener of TCP: its accept queue and SYN queue, their limit, and drops."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    add_interval(parser)
+    parser.add_argument("--once", action="store_true", help="show what is now, and end")
+    parser.add_argument("--port", metavar="PORTS", help="ports, as 80,8000-8100")
+    rows.add_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Watch and show until a signal or the end of the time."""
+    interval = interval_ns(args) / 1e9
+    duration = duration_ns(args)
+    ports = None if args.port is None else filters.ports(args.port, "--port")
+    shown = rows.Shown(LISTEN, _TABLE, lambda batch: _of_ports(batch, ports))
+    view = table.View(
+        "listen", shown, _order, "podscope listen", args.output, args.once, rows.workload(args)
+    )
+    from podscope.pipeline import watch
+
+    with Lifetime() as lifetime, watch(("listen",), interval) as watched:
+        lifetime.begin(watched.stop, duration)
+        batches = watched.read() if args.once else watched
+        table.show(batches, watched.lost, view, sys.stdout)
+    return 0
+
+
+def _of_ports(batch: Batch, ports: filters.Ranges | None) -> Array:
+    found = np.full(len(batch), ports is None)
+    for first, last in ports or ():
+        found |= (batch.rows["port"] >= first) & (batch.rows["port"] <= last)
+    return found
+
+
+def _order(columns: rows.Columns) -> Array:
+    """Those that drop first, then the fullest, then by port."""
+    usage = np.nan_to_num(columns["podscope.listen.queue.usage"])
+    return np.lexsort((columns["server.port"], -usage, -columns["podscope.listen.drops"]))
+
+
+def _addresses(columns: rows.Columns) -> list[str]:
+    pairs = zip(columns["server.address"].tolist(), columns["server.port"].tolist(), strict=True)
+    return [rows.endpoint(address or "::", port) for address, port in pairs]
+
+
+def _whole(name: str) -> rows.Column:
+    """Overflows: a float, since they may not be known."""
+
+    def cells(columns: rows.Columns) -> list[str]:
+        return ["-" if np.isnan(number) else f"{number:.0f}" for number in columns[name].tolist()]
+
+    return rows.Column("OVERFLOWS", 9, cells, right=True)
+
+
+def _number(title: str, name: str) -> rows.Column:
+    return rows.Column(title, len(title), rows.numbers(f"podscope.listen.{name}"), right=True)
+
+
+_TABLE = (
+    rows.Column("LISTENER", 21, _addresses),
+    _number("ACCEPT Q", "accept_queue"),
+    _number("HIGHEST", "accept_queue.highest"),
+    _number("LIMIT", "limit"),
+    _number("SYN Q", "syn_queue"),
+    _number("HIGHEST", "syn_queue.highest"),
+    _number("DROPS", "drops"),
+    _whole("podscope.listen.overflows"),
+    rows.Column("WORKLOAD", 20, rows.workloads),
+)

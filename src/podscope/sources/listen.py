@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Listeners: how full their two queues are, and what was dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from typing import ClassVar
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from podscope.kernel.maps import HashMap
+from podscope.kernel.probes import find_cgroup2
+from podscope.kernel.rings import Ring
+from podscope.schema import Field
+from podscope.schema_listen import DROPS
+from podscope.schema_listen import LISTEN
+from podscope.schema_listen import UNKNOWN
+from podscope.schema_listen import high
+from podscope.sources.loading import cgroup_directory
+from podscope.sources.loading import executable_of
+from podscope.sources.loading import load_newest
+from podscope.sources.open_sockets import note_open_sockets
+from podscope.sources.source import Rows
+
+# Reasons of losses.
+LOST = ("ring_full", "no_memory")
+_RING_BYTES = 1 << 18
+
+
+@dataclass(frozen=True)
+class ListenOptions:
+    """What is watched.
+
+    Attributes:
+        cgroup: path of the cgroup v2 whose listeners are watched from their beginning; None: the
+            root, so all of the host.
+    """
+
+    cgroup: str | None = None
+
+
+class ListenSource:
+    """The programs, attached. Close it, or use it in a ``with``.
+
+    Raises:
+        PodscopeError: no cgroup v2, no rights, or a kernel that cannot run the programs.
+    """
+
+    fields: ClassVar[Mapping[str, tuple[Field, ...]]] = {"listen": LISTEN}
+    events: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(self, options: ListenOptions | None = None, _: Collection[str] = ()) -> None:
+        chosen = options or ListenOptions()
+        cgroup = chosen.cgroup or find_cgroup2()
+        self._overflows = Overflows()
+        self._object = load_newest("listen", lambda _: None)
+        try:
+            self._record = self._object.dtype("listen_row")
+            self._row = np.dtype([*_members(self._record), ("overflows", "i8"), ("event", "u1")])
+            self._owners = HashMap.of(self._object.map("owners"))
+            self._closed = Ring.of(self._object.map("closed"), self._record)
+            with cgroup_directory(cgroup) as directory:
+                # New listeners first, then those that are there: none is left out.
+                self._object.attach_cgroup("listen_socket", directory)
+            note_open_sockets(self._object, "listen_open_sockets", "listeners")
+            self.read()  # drops from before the start are nobody's
+        except BaseException:
+            self._object.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Detaches everything. A second call does nothing."""
+        self._object.close()
+
+    def read(self) -> Rows:
+        """Every listener of the machine, and those that were closed since the last read.
+
+        The members are those of ``struct listen_row``, and ``overflows`` (drops because the
+        accept queue was full, or -1) and ``event`` (codes of ``podscope.schema_listen``).
+        """
+        told = self._object.run_iter("listen_rows", "listeners")
+        told += self._object.run_iter("listen_subflow_rows", "subflows")
+        records = np.concatenate([self._closed.drain(), np.frombuffer(told, self._record)])
+        rows = np.zeros(len(records), self._row)
+        for name in self._record.names or ():
+            rows[name] = records[name]
+        rows["overflows"] = self._overflows.of(rows)
+        rows["event"] = _events(rows)
+        return {"listen": rows}
+
+    def read_events(self) -> Rows:
+        """Nothing here comes one by one."""
+        return {}
+
+    def ring_use(self) -> float:
+        """How full the ring of closed listeners is, from 0 to 1."""
+        return self._closed.pending() / _RING_BYTES
+
+    def lost(self) -> dict[str, int]:
+        """What could not be told since the start, by reason."""
+        return {reason: int(self._object.variables[reason]) for reason in LOST}
+
+    def executable(self, owner: int) -> str:
+        """Base name of the executable of who began to listen."""
+        return executable_of(self._owners, owner)
+
+    def cgroup_path(self, owner: int) -> str:
+        """The kernel tells none."""
+        return ""
+
+
+def _members(record: np.dtype[Any]) -> list[tuple[str, Any]]:
+    return [(name, record[name]) for name in record.names or ()]
+
+
+def _events(rows: npt.NDArray[np.void]) -> npt.NDArray[np.uint8]:
+    """What each row tells that is new: a queue that is high now and was not, and drops."""
+    now = high(rows)
+    event: npt.NDArray[np.uint8] = now & ~rows["was"]
+    event[rows["drops"] > 0] |= DROPS
+    return event
+
+
+class Overflows:
+    """How many of the drops were for a full accept queue.
+
+    The kernel counts them for each network namespace (ListenOverflows in /proc/PID/net/netstat),
+    and drops (ListenDrops) also for each socket. Where only one listener of a namespace has
+    dropped, or all drops were overflows, or none was, that says it for each of them.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[int, int] = {}
+
+    def of(self, rows: npt.NDArray[np.void]) -> npt.NDArray[np.int64]:
+        """Overflows of each listener in the interval, shape (n,); -1 where they cannot be told.
+
+        Args:
+            rows: with netns, pid and drops.
+        """
+        found = np.zeros(len(rows), np.int64)
+        for netns in np.unique(rows["netns"]).tolist():
+            places = np.flatnonzero(rows["netns"] == netns)
+            drops = rows["drops"][places].astype(np.int64)
+            if netns in self._known and not drops.any():
+                continue
+            now = _overflows(netns, rows["pid"][places].tolist())
+            if now is None:
+                found[places[drops > 0]] = UNKNOWN
+                continue
+            before = self._known.get(netns, now)
+            found[places] = share(drops, now - before)
+            told = found[places]
+            # What a drop is still to come for stays for the next interval.
+            self._known[netns] = now if (told < 0).any() else before + int(told.sum())
+        return found
+
+
+def share(drops: npt.NDArray[np.int64], overflows: int) -> npt.NDArray[np.int64]:
+    """Overflows of each listener of a namespace: shape (n,); -1 where they cannot be told."""
+    if overflows >= drops.sum():
+        return drops
+    if overflows <= 0:
+        return np.zeros_like(drops)
+    dropping = drops > 0
+    told = np.where(dropping, UNKNOWN, 0)
+    if dropping.sum() == 1:
+        told[dropping] = overflows
+    return told
+
+
+def _overflows(netns: int, pids: Sequence[int]) -> int | None:
+    """ListenOverflows of a network namespace, by a process that is in it; None: none can be read.
+
+    A listener's owner may have gone to another namespace since.
+    """
+    for pid in dict.fromkeys(pid for pid in pids if pid):
+        process = Path(f"/proc/{pid}")
+        try:
+            if (process / "ns/net").stat().st_ino != netns:
+                continue
+            return listen_overflows((process / "net/netstat").read_text())
+        except OSError:
+            continue
+    return None
+
+
+def listen_overflows(text: str) -> int | None:
+    """TcpExt's ListenOverflows in the text of /proc/net/netstat: names in a line, then values."""
+    lines = [line.split() for line in text.splitlines() if line.startswith("TcpExt:")]
+    if len(lines) != 2 or "ListenOverflows" not in lines[0]:
+        return None
+    return int(lines[1][lines[0].index("ListenOverflows")])

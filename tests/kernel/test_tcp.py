@@ -1,0 +1,424 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Connections of TCP, compared with what their ends measured and what the kernel counts."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+from compile_bpf import SOURCES
+from compile_bpf import compile_bpf
+from network_namespace import network_namespace
+
+from conversations.peers import listening
+from conversations.peers import port_of
+from podscope import schema_events
+from podscope.errors import UsageError
+from podscope.kernel.objects import BpfObject
+from podscope.pipeline import Feed
+from podscope.schema_tcp import STATES
+from podscope.schema_tcp import WHAT
+from podscope.sources import tcp
+from podscope.sources.tcp import EVENTS
+from podscope.sources.tcp import TcpOptions
+from podscope.sources.tcp import TcpSource
+
+SIDES = ("", "server", "client")
+
+
+@pytest.fixture(params=["tcp", "tcp_v2"])
+def source(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[TcpSource]:
+    """Both builds, with every event but samples of windows."""
+    newest = tcp.load_newest
+    monkeypatch.setattr(tcp, "load_newest", lambda _, prepare: newest(request.param, prepare))
+    with TcpSource(TcpOptions(events=[one for one in EVENTS if one != "window"])) as opened:
+        yield opened
+
+
+class Port:
+    """What a source tells of the connections with one port of this host."""
+
+    def __init__(self, source: TcpSource, port: int) -> None:
+        self.source, self.port = source, port
+        self.rows: list[np.void] = []
+
+    def read(self) -> None:
+        for row in self.source.read_events()["tcp_event"]:
+            if self.port in (row["local_port"], row["peer_port"]):
+                self.rows.append(row)
+
+    def of(self, what: str, side: str = "") -> list[np.void]:
+        return [
+            row
+            for row in self.rows
+            if WHAT[row["what"]] == what and (not side or SIDES[row["side"]] == side)
+        ]
+
+    def wait(self, what: str, count: int, side: str = "") -> list[np.void]:
+        deadline = time.monotonic() + 5
+        while len(self.of(what, side)) < count and time.monotonic() < deadline:
+            self.read()
+            time.sleep(0.01)
+        found = self.of(what, side)
+        assert len(found) == count, (what, [WHAT[row["what"]] for row in self.rows])
+        return found
+
+
+def receive(end: socket.socket, count: int) -> None:
+    while count:
+        count -= len(end.recv(min(count, 1 << 16)))
+
+
+def exchange(listener: socket.socket, request: int, answer: int) -> float:
+    """One connection, closed by the client first; how long it lived as the client measured."""
+    with socket.create_connection(listener.getsockname()) as client:
+        begun = time.monotonic()
+        server, _ = listener.accept()
+        with server:
+            client.sendall(bytes(request))
+            receive(server, request)
+            server.sendall(bytes(answer))
+            receive(client, answer)
+            client.close()
+            lived = time.monotonic() - begun
+            assert server.recv(1) == b""
+    return lived
+
+
+@pytest.mark.parametrize(("request_bytes", "answer_bytes"), [(0, 0), (1, 0), (10_000, 300_000)])
+def test_bytes_are_what_the_ends_have_sent_and_received(source, request_bytes, answer_bytes):
+    # GIVEN
+    with listening() as listener:
+        told = Port(source, port_of(listener))
+
+        # WHEN
+        exchange(listener, request_bytes, answer_bytes)
+        told.wait("life", 2)
+
+        # THEN both ends are told, each once
+        (client,), (server,) = told.of("life", "client"), told.of("life", "server")
+        assert (client["sent"], client["received"]) == (request_bytes, answer_bytes)
+        assert (server["sent"], server["received"]) == (answer_bytes, request_bytes)
+        assert client["pid"] == server["pid"] == os.getpid()
+        assert client["local_port"] == server["peer_port"] != 0
+
+
+def test_duration_is_what_the_client_measured(source):
+    # GIVEN
+    with listening() as listener:
+        told = Port(source, port_of(listener))
+
+        # WHEN a connection lives for some time
+        with socket.create_connection(listener.getsockname()), listener.accept()[0]:
+            begun = time.monotonic()
+            time.sleep(0.3)
+            lived = time.monotonic() - begun
+        rows = told.wait("life", 2)
+
+        # THEN
+        for row in rows:
+            assert lived * 0.9 <= row["duration_ns"] / 1e9 <= lived + 2
+
+
+def test_states_are_complete_and_in_order(source):
+    # GIVEN
+    with listening() as listener:
+        told = Port(source, port_of(listener))
+
+        # WHEN
+        exchange(listener, 10, 10)
+        told.wait("life", 2)
+
+        # THEN
+        states = told.of("state")
+        of_client = [row for row in states if row["peer_port"] == told.port]
+        of_server = [row for row in states if row["local_port"] == told.port and row["peer_port"]]
+        for rows, path in (
+            (of_client, "CLOSE SYN_SENT ESTABLISHED FIN_WAIT1 FIN_WAIT2 CLOSE"),
+            (of_server, "LISTEN SYN_RECV ESTABLISHED CLOSE_WAIT LAST_ACK CLOSE"),
+        ):
+            steps = [(STATES[row["old_state"]], STATES[row["state"]]) for row in rows]
+            names = path.split()
+            assert steps == list(itertools.pairwise(names))
+            assert (np.diff([row["time_ns"] for row in rows]) >= 0).all()
+
+
+def test_a_connect_is_told_with_its_latency_or_its_error(source):
+    # GIVEN a listener, and a port where nobody listens
+    with listening() as listener, listening() as other:
+        good, bad = Port(source, port_of(listener)), port_of(other)
+        other.close()
+
+        # WHEN
+        with socket.create_connection(listener.getsockname()):
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", bad))
+            (connected,) = good.wait("connect", 1)
+
+        # THEN
+        assert connected["error"] == 0 < connected["duration_ns"] < 5e9
+        assert connected["pid"] == os.getpid()
+
+
+def test_a_refused_connect_is_told_with_its_error(source):
+    # GIVEN a port where nobody listens
+    with listening() as listener:
+        told = Port(source, port_of(listener))
+    # WHEN
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", told.port))
+
+    # THEN
+    (refused,) = told.wait("connect", 1)
+    assert refused["error"] == 111
+    assert STATES[refused["state"]] == "CLOSE"
+    assert len(told.wait("reset_received", 1)) == 1
+
+
+def test_an_accept_is_told_with_the_length_of_the_queue_and_its_limit(source):
+    # GIVEN a listener that does not accept
+    with listening() as listener, ExitStack() as stack:
+        listener.listen(5)
+        told = Port(source, port_of(listener))
+
+        # WHEN
+        for _ in range(4):
+            stack.enter_context(socket.create_connection(listener.getsockname()))
+        rows = told.wait("accept", 4)
+
+        # THEN
+        assert [row["queue"] for row in rows] == [1, 2, 3, 4]
+        assert {int(row["limit"]) for row in rows} == {5}
+        assert {int(row["pid"]) for row in rows} == {os.getpid()}
+
+
+def test_a_reset_is_told_on_both_ends(source):
+    # GIVEN a connection
+    with listening() as listener:
+        told = Port(source, port_of(listener))
+        with socket.create_connection(listener.getsockname()) as client:
+            server, _ = listener.accept()
+
+            # WHEN the server gives it up (SO_LINGER with no time)
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            server.close()
+            with pytest.raises(ConnectionResetError):
+                client.recv(1)
+            rows = told.wait("reset_sent", 1) + told.wait("reset_received", 1)
+            lives = told.wait("life", 2)
+
+        # THEN
+        assert [SIDES[row["side"]] for row in rows] == ["server", "client"]
+        assert {SIDES[row["side"]]: int(row["error"]) for row in lives}["client"] == 104
+
+
+def test_a_drop_is_told_with_the_kernels_reason(source):
+    # GIVEN a port where nobody listens
+    with listening() as listener:
+        told = Port(source, port_of(listener))
+
+    # WHEN
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", told.port))
+
+    # THEN
+    (row,) = told.wait("drop", 1)
+    assert row["reason_text"] == b"NO_SOCKET"
+    assert row["flags"] == 2  # SYN
+    assert row["local_port"] == told.port
+
+
+LOSSY = """
+def transfer(count):
+    listener = socket.create_server(("127.0.0.1", 0))
+    if not os.fork():
+        end = socket.create_connection(listener.getsockname())
+        while end.recv(1 << 16):
+            pass
+        os._exit(0)
+    end, _ = listener.accept()
+    end.sendall(bytes(count))
+    totals = ss("-tin", f"sport = :{listener.getsockname()[1]}", "state", "established")
+    end.shutdown(socket.SHUT_WR)
+    end.recv(1)
+    end.close()
+    os.wait()
+    return listener.getsockname()[1]
+"""
+
+
+def test_retransmits_are_the_kernels_own(own_cgroup, source, tmp_path):
+    # GIVEN a network of its own that loses packets
+    before = time.monotonic()
+    lossy = compile_bpf(SOURCES / "loss.bpf.c", tmp_path / "loss.bpf.o")
+    with BpfObject(lossy) as loss, network_namespace(LOSSY) as inside:
+        loss.load()
+        cgroup = os.open(own_cgroup, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            loss.attach_cgroup("lose", cgroup)
+        finally:
+            os.close(cgroup)
+
+        # WHEN
+        port = inside.ask("transfer(3_000_000)")
+        told = Port(source, port)
+        told.wait("life", 2)
+        counted = inside.ask("snmp()")["RetransSegs"]
+
+        # THEN
+        assert counted > 0, f"nothing was lost in {time.monotonic() - before:.1f} s"
+        assert sum(int(row["retransmits"]) for row in told.of("retransmit")) == counted
+        assert sum(int(row["retransmits"]) for row in told.of("life")) == counted
+        (server,) = told.of("life", "server")
+        assert server["sent"] == 3_000_000
+
+
+def test_sums_are_exact_where_events_are_lost():
+    # GIVEN a ring that is much too small
+    small = TcpOptions(events=("connect", "accept", "life"), ring_bytes=os.sysconf("SC_PAGESIZE"))
+    count = 1500
+    with TcpSource(small) as source, listening() as listener:
+        port = port_of(listener)
+
+        # WHEN many short connections come and go, and the sums are read meanwhile
+        rows = []
+        for number in range(count):
+            exchange(listener, 100, 50)
+            if number % 250 == 0:
+                rows.append(source.read()["tcp"])
+        time.sleep(0.1)
+        rows.append(source.read()["tcp"])
+        events = source.read_events()["tcp_event"]
+
+        # THEN
+        sums = np.concatenate(rows)
+        sums = sums[(sums["port"] == port) & (sums["pid"] == os.getpid())]
+        client, server = sums[sums["side"] == 2], sums[sums["side"] == 1]
+        assert client["connects"].sum() == server["accepts"].sum() == count
+        assert client["closes"].sum() == server["closes"].sum() == count
+        assert client["sent"].sum() == server["received"].sum() == 100 * count
+        assert client["received"].sum() == server["sent"].sum() == 50 * count
+        assert client["timed"].sum() == count
+        assert source.lost()["ring_full"] + len(events) >= 4 * count
+
+
+def test_sums_beyond_the_cap_are_counted_together():
+    # GIVEN room for one series
+    with TcpSource(TcpOptions(max_series=1)) as source, listening() as listener:
+        # WHEN a connection has two ends
+        exchange(listener, 1, 1)
+        time.sleep(0.1)
+        rows = source.read()["tcp"]
+
+        # THEN what found no place is counted
+        assert len(rows) <= 1
+        assert source.lost()["table_full"] > 0
+
+
+def test_a_connection_from_before_the_start_has_an_owner_and_no_duration():
+    # GIVEN
+    with listening() as listener, socket.create_connection(listener.getsockname()) as client:
+        server, _ = listener.accept()
+        client.sendall(b"before")
+        server.recv(10)
+
+        # WHEN
+        with TcpSource() as source:
+            told = Port(source, port_of(listener))
+            client.close()
+            server.close()
+            rows = told.wait("life", 2)
+
+            # THEN its totals are whole
+            assert {int(row["pid"]) for row in rows} == {os.getpid()}
+            assert {int(row["duration_ns"]) for row in rows} == {0}
+            assert sorted(int(row["sent"]) for row in rows) == [0, 6]
+
+
+def test_samples_of_a_window_are_at_most_one_a_connection_and_interval():
+    # GIVEN
+    options = TcpOptions(events=("window",), window_seconds=60.0)
+    with TcpSource(options) as source, listening() as listener:
+        told = Port(source, port_of(listener))
+
+        # WHEN many segments pass
+        with socket.create_connection(listener.getsockname()) as client:
+            server, _ = listener.accept()
+            with server:
+                for _ in range(100):
+                    client.sendall(b"x")
+                    server.recv(1)
+                    server.sendall(b"y")
+                    client.recv(1)
+        told.read()
+
+        # THEN
+        rows = told.of("window")
+        assert len(rows) == 2
+        assert {SIDES[row["side"]] for row in rows} == {"server", "client"}
+        assert all(row["cwnd"] > 0 and row["sndbuf"] > 0 for row in rows)
+
+
+def test_an_event_that_there_is_not_is_refused():
+    with pytest.raises(UsageError, match="events: 'x': choose from connect, accept"):
+        TcpSource(TcpOptions(events=("x",)))
+
+
+def test_rows_have_the_names_of_their_processes():
+    # GIVEN
+    with TcpSource() as source, listening() as listener:
+        feed = Feed("tcp", source, ("tcp", "tcp_event"))
+        port = port_of(listener)
+
+        # WHEN
+        exchange(listener, 1, 1)
+        time.sleep(0.1)
+        batches = {batch.kind: batch for batch in feed.interval()}
+
+        # THEN
+        name = Path(os.path.realpath(sys.executable)).name
+        sums = schema_events.columns(batches["tcp"])
+        mine = sums["server.port"] == port
+        assert set(sums["process.executable.name"][mine]) == {name}
+        assert set(sums["side"][mine]) == {"server", "client"}
+        events = schema_events.columns(batches["tcp_event"])
+        ours = (events["network.local.port"] == port) & (events["podscope.tcp.event"] == "life")
+        assert events["process.executable.name"][ours].tolist() == [name]
+        assert events["network.peer.address"][ours].tolist() == ["127.0.0.1"]
+
+
+@pytest.mark.parametrize("words", [["connect"], ["life"], []])
+def test_the_command_tells_connections(words):
+    # GIVEN
+    with listening() as listener:
+        port = port_of(listener)
+        command = [sys.executable, "-m", "podscope", "tcp", *words, "-o", "json"]
+        only = ["--port", str(port), "--duration", "3s"]
+        with subprocess.Popen([*command, *only], stdout=subprocess.PIPE, text=True) as process:
+            # WHEN
+            time.sleep(1.5)
+            exchange(listener, 10, 20)
+            out = process.communicate(timeout=20)[0]
+
+    # THEN
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert process.returncode == 0
+    rows = [line for line in lines if line.get("process.pid") == os.getpid()]
+    if words:
+        assert len(rows) == (1 if words == ["connect"] else 2)
+        assert {row["podscope.tcp.event"] for row in rows} == set(words)
+    else:
+        assert sum(row["podscope.tcp.connects"] for row in rows) == 1
+        assert {row["kind"] for row in rows} == {"tcp"}
+    assert lines[-1]["kind"] == "summary"
