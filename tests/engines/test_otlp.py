@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import pytest
-from test_prometheus import intervals
-from test_prometheus import query
+from test_prometheus_write import intervals
+from test_prometheus_write import query
 
 from podscope.settings import Url
 from podscope.sinks.otlp import Otlp
