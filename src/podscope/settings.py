@@ -185,7 +185,7 @@ class Secret:
             if where in ("file", "env") and isinstance(name, str) and name:
                 return cls(file=name) if where == "file" else cls(variable=name)
         raise ValueError(
-            "a secret is not written here: name its file, as {file: /etc/podscope/secrets/key}, "
+            "a secret is not written here: name its file, as {file: /run/secrets/key}, "
             "or its variable, as {env: KEY}"
         )
 

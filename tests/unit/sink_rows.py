@@ -91,10 +91,11 @@ def event_rows() -> Rows:
         "podscope.oom.message": more,
         "process.pid": np.array([17, 0]),
         "podscope.oom.pages": np.array([0, 2**40]),
+        "podscope.oom.pages.highest": np.array([3, 4]),
         "podscope.oom.share": np.array([0.25, np.nan]),
         "podscope.oom.limit_hit": times,
     }
-    kinds = ("time", "text", "text", "int", "int", "float", "time")
+    kinds = ("time", "text", "text", "int", "int", "int", "float", "time")
     fields = tuple(
         Field(name, "", kind, "", "", False, name == "process.pid", _unread, "")
         for name, kind in zip(columns, kinds, strict=True)

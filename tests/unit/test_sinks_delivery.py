@@ -120,6 +120,22 @@ def test_filters_keep_kinds_sides_and_namespaces(start):
     assert [rows.kind for rows in spaces.got] == ["http"]
 
 
+def test_kinds_that_a_sink_does_not_take_do_not_come_and_are_no_drops(start):
+    # GIVEN
+    sink = Recorder()
+    sink.only_kinds = ("http",)
+    one = start(sink)
+
+    # WHEN
+    one.put(records.request_batch(2))
+    one.put(records.shop_batch())
+    end(one)
+
+    # THEN
+    assert [rows.kind for rows in sink.got] == ["http"]
+    assert sum(one.counts.dropped.values()) == 0
+
+
 def test_a_sink_that_hangs_holds_up_nobody_and_its_drops_are_counted(start, told):
     # GIVEN a queue of ten rows, and a sink that takes nothing
     sink = Recorder()

@@ -91,7 +91,14 @@ def test_other_answers_are_no_success(stub, status, body, error):
         sink(stub.url).send(sink_rows.request_rows())
 
 
-@pytest.mark.parametrize(("kind", "fields"), [("http", schema.HTTP), ("request", schema.REQUEST)])
+KINDS = [
+    ("http", schema.HTTP),
+    ("request", schema.REQUEST),
+    ("oom", sink_rows.event_rows().fields),
+]
+
+
+@pytest.mark.parametrize(("kind", "fields"), KINDS)
 def test_no_field_is_inside_of_another(kind, fields):
     # GIVEN / WHEN
     names = set(templates.properties(fields, kind, histograms=True))

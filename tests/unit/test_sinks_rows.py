@@ -95,6 +95,20 @@ def test_pieces_are_all_rows_once_with_the_ids_that_they_had():
     assert set(ids).isdisjoint(sink_rows.request_rows(7).row_ids)
 
 
+def test_many_events_come_in_portions_so_that_other_threads_wait_little(monkeypatch):
+    # GIVEN
+    monkeypatch.setattr(rows, "PORTION", 10)
+    batches = [records.request_batch(n, pid=n) for n in (3, 4, 25, 1)]
+
+    # WHEN
+    made = [*rows.of_batches(batches)]
+
+    # THEN
+    assert [len(one) for one in made] == [10, 10, 10, 3]
+    pids = [pid for one in made for pid in one.columns["process.pid"].tolist()]
+    assert pids == [3] * 3 + [4] * 4 + [25] * 25 + [1]
+
+
 def part_of_requests():
     """Some rows of a delivery."""
     return sink_rows.request_rows(9).take(slice(3, 6))

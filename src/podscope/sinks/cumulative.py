@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from dataclasses import fields
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ SERIES = 10_000
 RECENT_NS = 300 * 10**9
 # After that, their places are for others when all are taken.
 IDLE_NS = 3600 * 10**9
+_ROWS_AT_ONCE = 1000
 SIDES = ("server", "client")
 # OpenTelemetry's mark for the series that takes what no longer fits.
 OVERFLOW = (("otel.metric.overflow", "true"),)
@@ -50,6 +52,18 @@ class Shot:
     le: Array
     buckets: Array
     start_ns: Array
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def take(self, index: Array | slice) -> Shot:
+        """The series at ``index`` (positions, a mask or a slice)."""
+        return Shot(**{one.name: getattr(self, one.name)[index] for one in fields(self)})
+
+    def pieces(self, most: int) -> Iterator[Shot]:
+        """The same series, at most so many at once."""
+        for start in range(0, len(self), most):
+            yield self.take(slice(start, start + most))
 
 
 class Cumulative:
@@ -86,9 +100,9 @@ class Cumulative:
         )
         np.add.at(self._values[:, :4], places, np.stack(values, axis=1).astype(float))
         np.maximum.at(self._values[:, 4], places, columns["duration.max"])
-        np.add.at(self._le, places, np.asarray(rows.le).astype(np.int64))
+        _add_at(self._le, places, np.asarray(rows.le))
         if self._width and rows.buckets is not None:
-            np.add.at(self._buckets, places, rows.buckets.astype(np.int64))
+            _add_at(self._buckets, places, rows.buckets)
         self._seen_ns[places] = rows.time_ns
         return self._shot(rows.time_ns)
 
@@ -112,9 +126,9 @@ class Cumulative:
         )
 
     def _places(self, rows: Rows) -> list[int]:
-        fields = [one for one in rows.fields if one.label]
-        columns = [rows.columns[one.name].tolist() for one in fields]
-        names = [one.name for one in fields]
+        told = [one for one in rows.fields if one.label]
+        columns = [rows.columns[one.name].tolist() for one in told]
+        names = [one.name for one in told]
         sides = (rows.columns["side"] == "client").astype(int).tolist()
         start_ns = rows.time_ns - round(rows.interval * 1e9)
         found = []
@@ -163,6 +177,19 @@ class Cumulative:
             self._free.append(place)
             for name in ("_values", "_le", "_buckets", "_start_ns", "_seen_ns", "_told"):
                 getattr(self, name)[place] = 0
+
+
+def _add_at(totals: Array, places: npt.NDArray[np.intp], values: Array) -> None:
+    """Adds rows to their places, of which some may be the same; not all at once.
+
+    Other threads wait for each single step.
+    """
+    for start in range(0, len(places), _ROWS_AT_ONCE):
+        some, more = places[start : start + _ROWS_AT_ONCE], values[start : start + _ROWS_AT_ONCE]
+        if len(np.unique(some)) == len(some):
+            totals[some] += more.astype(totals.dtype)
+        else:
+            np.add.at(totals, some, more.astype(totals.dtype))
 
 
 def _labels(names: Sequence[str], values: Sequence[object]) -> Labels:

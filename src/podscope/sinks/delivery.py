@@ -89,6 +89,8 @@ class Delivery:
         self.counts = Counts()
         self._sink = sink
         self._resource = resource
+        kinds = (settings.kinds, getattr(sink, "only_kinds", ()))
+        self._kinds = tuple(some for some in kinds if some)
         self._tell = tell
         self._condition = threading.Condition()
         self._queue: deque[Batch] = deque()
@@ -108,7 +110,7 @@ class Delivery:
 
     def put(self, batch: Batch) -> None:
         """Gives rows to the sink; never waits."""
-        if len(batch) == 0 or (self.settings.kinds and batch.kind not in self.settings.kinds):
+        if len(batch) == 0 or any(batch.kind not in some for some in self._kinds):
             return
         size = batch.rows.nbytes
         with self._condition:

@@ -29,7 +29,6 @@ ECS = {
     "http.request.body.size": "http.request.body.bytes",
     "http.response.body.size": "http.response.body.bytes",
     "side": "podscope.side",
-    # A name cannot be a value and have names inside of it.
     "podscope.peer": "podscope.peer.class",
     "interval": "podscope.interval",
     "count": "podscope.count",
@@ -54,9 +53,16 @@ class Asset:
     body: dict[str, Any]
 
 
-def name_of(one: Field) -> str:
-    """What a field is called there."""
-    return EVENT_DURATION if one.name == "duration" else ECS.get(one.name, one.name)
+def names(fields: Sequence[Field]) -> dict[str, str]:
+    """What each field is called there, by its name.
+
+    A name cannot have a value and names inside of it: the value is then called ``value``.
+    """
+    found = {one.name: EVENT_DURATION if one.name == "duration" else one.name for one in fields}
+    found |= {name: ECS[name] for name in found if name in ECS}
+    told = set(found.values())
+    holders = {name for name in told for other in told if other.startswith(f"{name}.")}
+    return {name: f"{to}.value" if to in holders else to for name, to in found.items()}
 
 
 def stream(kind: str, dataset: str) -> str:
@@ -76,8 +82,9 @@ def properties(fields: Sequence[Field], kind: str, *, histograms: bool) -> dict[
         "host.name": {"type": "keyword"},
         "k8s.cluster.name": {"type": "keyword"},
     }
+    called = names(fields)
     for one in fields:
-        made[name_of(one)] = _type(one)
+        made[called[one.name]] = _type(one)
     if kind == "http":
         made |= {name: {"type": "long"} for name in LE_NAMES}
         if histograms:

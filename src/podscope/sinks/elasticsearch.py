@@ -219,7 +219,8 @@ def documents(rows: Rows, *, histograms: bool) -> bytes:
         **rows.resource,
     }
     start = json.dumps(common, separators=(",", ":"))[:-1]
-    parts = [_members(one, rows.columns[one.name]) for one in rows.fields]
+    names = templates.names(rows.fields)
+    parts = [_members(one, names[one.name], rows.columns[one.name]) for one in rows.fields]
     if rows.le is not None:
         cumulative = np.cumsum(rows.le, axis=1)
         parts += [_ints(name, cumulative[:, n]) for n, name in enumerate(templates.LE_NAMES)]
@@ -233,9 +234,8 @@ def documents(rows: Rows, *, histograms: bool) -> bytes:
     return "".join(lines).encode()
 
 
-def _members(one: Field, column: Array) -> list[str]:
+def _members(one: Field, name: str, column: Array) -> list[str]:
     """``"name":value`` for each row; empty where it does not apply."""
-    name = templates.name_of(one)
     key = json.dumps(name)
     if one.type == "text":
         items = column.tolist()

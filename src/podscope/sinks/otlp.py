@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Annotated
 from typing import ClassVar
 from typing import Literal
@@ -13,12 +14,15 @@ from podscope.settings import Secret
 from podscope.settings import Url
 from podscope.sinks import otlp_messages
 from podscope.sinks.cumulative import Cumulative
+from podscope.sinks.cumulative import Shot
 from podscope.sinks.http_client import Client
 from podscope.sinks.http_client import ServerSettings
 from podscope.sinks.plugin import Refused
 from podscope.sinks.plugin import SinkSettings
 from podscope.sinks.rows import Rows
 
+# A request has so many sets of attributes.
+SERIES_AT_ONCE = 1000
 PROTOBUF = "application/x-protobuf"
 
 
@@ -51,26 +55,34 @@ class Otlp:
         self._signals = settings.signals
         self._totals = Cumulative(buckets=True)
         self._last: Rows | None = None
-        self._body = b""
+        self._left: deque[Shot] = deque()
+        self.only_kinds = ("http",) if "logs" not in settings.signals else ()
 
     def send(self, rows: Rows) -> None:
         """Sends the rows; raises NotTaken as ``Sink.send`` says."""
-        signal = "metrics" if rows.kind == "http" else "logs"
-        if signal not in self._signals:
-            return
+        if rows.kind != "http":
+            self._post("logs", otlp_messages.logs(rows))
+        elif "metrics" in self._signals:
+            self._metrics(rows)
+
+    def _metrics(self, rows: Rows) -> None:
         if self._last is not rows:
-            # Sent again, they are not added once more.
+            # Sent again, they are not added once more, and what was taken is not sent once more.
             self._last = rows
-            self._body = self._metrics(rows) if signal == "metrics" else otlp_messages.logs(rows)
-        answer = self._client.send("POST", f"/v1/{signal}", self._body, headers=self._headers)
+            self._left = deque(self._totals.add(rows).pieces(SERIES_AT_ONCE))
+        labels, sides = self._totals.labels, self._totals.sides
+        while self._left:
+            self._post(
+                "metrics",
+                otlp_messages.metrics(self._left[0], labels, sides, rows.resource, rows.time_ns),
+            )
+            self._left.popleft()
+
+    def _post(self, signal: str, body: bytes) -> None:
+        answer = self._client.send("POST", f"/v1/{signal}", body, headers=self._headers)
         if not answer.is_success:
             raise Refused(self._client.said(answer))
 
     def close(self) -> None:
         """Closes the connection."""
         self._client.close()
-
-    def _metrics(self, rows: Rows) -> bytes:
-        totals = self._totals
-        shot = totals.add(rows)
-        return otlp_messages.metrics(shot, totals.labels, totals.sides, rows.resource, rows.time_ns)

@@ -99,8 +99,9 @@ class Sink(Protocol):
     It is made with its settings; that raises PodscopeError if it cannot work with them. A server
     that does not answer is no reason: rows wait for it.
 
-    Two attributes are looked for and may be missing: ``most_rows``, the most rows that it gets at
-    once, and ``also_by``, further groups of kind http (dimensions by the name of their kind).
+    Three attributes are looked for and may be missing: ``most_rows``, the most rows that it gets at
+    once; ``only_kinds``, if it takes no others; and ``also_by``, further groups of kind http
+    (dimensions by the name of their kind).
     """
 
     Settings: ClassVar[type[SinkSettings]]

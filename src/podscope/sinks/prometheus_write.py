@@ -6,7 +6,11 @@ Names and labels are those of ``/metrics``. https://prometheus.io/docs/specs/prw
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
+from dataclasses import replace
 from typing import Annotated
 from typing import Any
 from typing import ClassVar
@@ -24,6 +28,7 @@ from podscope.sinks import protobuf
 from podscope.sinks.cumulative import SIDES
 from podscope.sinks.cumulative import Cumulative
 from podscope.sinks.cumulative import Labels
+from podscope.sinks.cumulative import Shot
 from podscope.sinks.http_client import Client
 from podscope.sinks.http_client import ServerSettings
 from podscope.sinks.plugin import Refused
@@ -31,8 +36,8 @@ from podscope.sinks.plugin import SinkSettings
 from podscope.sinks.rows import Rows
 
 _BOUNDS = (*(str(bound) for bound in red.CLASSIC_BOUNDS), "+Inf")
-# Templates are kept of so many series, ten kilobytes each; others are made for each delivery.
-_KEPT = 2000
+# A request has so many sets of labels, of 19 time series each.
+SERIES_AT_ONCE = 200
 HEADERS = {
     "Content-Type": "application/x-protobuf",
     "Content-Encoding": "snappy",
@@ -60,6 +65,7 @@ class Prometheus:
     """Writes totals since the start, which may be written once more without harm."""
 
     Settings: ClassVar[type[SinkSettings]] = PrometheusSettings
+    only_kinds = ("http",)
     # Totals of late are told with each delivery: the fewer parts it has, the better.
     most_rows = 50_000
 
@@ -70,36 +76,38 @@ class Prometheus:
         self._headers = {**HEADERS, **dict(settings.headers)}
         self._job = settings.job
         self._totals = Cumulative(buckets=False)
-        self._templates: dict[int, tuple[Labels, Template]] = {}
+        self._known: dict[int, tuple[Labels, Template]] = {}
         self._last: Rows | None = None
-        self._zeros = self._now = b""
+        self._left: deque[Shot] = deque()
 
     def send(self, rows: Rows) -> None:
         """Writes the totals with these rows; raises NotTaken as ``Sink.send`` says."""
-        if rows.kind != "http":
-            return
         if self._last is not rows:
-            # Sent again, they are not added once more.
-            self._last, (self._zeros, self._now) = rows, self._requests(rows)
-        if self._zeros:
-            # Refused, where an answer was lost and they are there: they are not needed then.
-            self._post(self._zeros)
-            self._zeros = b""
-        answer = self._post(self._now)
-        if not answer.is_success:
-            raise Refused(self._client.said(answer))
+            # Sent again, they are not added once more, and what was taken is not sent once more.
+            self._last = rows
+            self._left = deque(self._totals.add(rows).pieces(SERIES_AT_ONCE))
+        refused = ""
+        while self._left:
+            refused = self._write(self._left[0], rows) or refused
+            self._left.popleft()
+        if refused:
+            raise Refused(refused)
 
     def close(self) -> None:
         """Closes the connection."""
         self._client.close()
 
-    def _post(self, request: bytes) -> Any:
-        body = bytes(cramjam.snappy.compress_raw(request))
-        return self._client.send("POST", "", body, headers=self._headers, encoding="")
-
-    def _requests(self, rows: Rows) -> tuple[bytes, bytes]:
-        """The zeros that new series begin with, and the totals of all."""
-        shot = self._totals.add(rows)
+    def _write(self, shot: Shot, rows: Rows) -> str:
+        """Why the totals are refused; empty if they are not."""
+        templates = [self._template(place, rows.resource) for place in shot.places.tolist()]
+        fresh = np.flatnonzero(shot.fresh)
+        if len(fresh):
+            # A counter that begins above zero would hide its first increase. Refused, where an
+            # answer was lost and they are there: they are not needed then.
+            zeros = np.zeros((len(fresh), len(_SERIES)))
+            start = np.minimum(shot.start_ns[fresh], rows.time_ns - 10**6) // 10**6
+            self._post(filled([templates[place] for place in fresh.tolist()], zeros, start))
+            self._left[0] = replace(shot, fresh=np.zeros_like(shot.fresh))
         values = np.concatenate(
             [
                 shot.le.astype(float),
@@ -110,98 +118,100 @@ class Prometheus:
             ],
             axis=1,
         )
-        templates = [self._template(place, rows.resource) for place in shot.places.tolist()]
-        now = filled(templates, values, np.full(len(templates), rows.time_ns // 10**6))
-        # A counter that begins above zero would hide its first increase.
-        fresh = np.flatnonzero(shot.fresh)
-        zeros = filled(
-            [templates[place] for place in fresh.tolist()],
-            np.zeros((len(fresh), values.shape[1])),
-            np.minimum(shot.start_ns[fresh], rows.time_ns - 10**6) // 10**6,
-        )
-        return zeros, now
+        now = np.full(len(templates), rows.time_ns // 10**6)
+        answer = self._post(filled(templates, values, now))
+        return "" if answer.is_success else self._client.said(answer)
+
+    def _post(self, request: bytes) -> Any:
+        body = bytes(cramjam.snappy.compress_raw(request))
+        return self._client.send("POST", "", body, headers=self._headers, encoding="")
 
     def _template(self, place: int, resource: Mapping[str, str]) -> Template:
         labels = self._totals.labels[place]
-        known = self._templates.get(place)
+        known = self._known.get(place)
         if known is not None and known[0] is labels:
             return known[1]
         told = {name.replace(".", "_"): str(value) for name, value in (*labels, *resource.items())}
         told |= {"job": self._job, "instance": resource.get("host.name", "")}
         if "otel_metric_overflow" not in told:
             told["url_scheme"] = "http"
-        made = Template(SIDES[self._totals.sides[place]], told)
-        if place < _KEPT:
-            self._templates[place] = (labels, made)
+        made = Template.of(SIDES[self._totals.sides[place]], told)
+        self._known[place] = (labels, made)
         return made
 
 
+@dataclass(frozen=True)
 class Template:
-    """The time series of one set of labels as bytes, with holes for values and times.
+    """What the time series of one set of labels have in common.
 
     Attributes:
-        raw: the bytes.
-        values: where each value is, eight bytes, shape (19,).
-        times: where each time is, six bytes, shape (19,): milliseconds from 2004 to 2109.
+        side: server or client.
+        before, after: the labels as bytes, sorted by name, before and after ``le``; ``__name__``
+            is before all others.
     """
 
-    __slots__ = ("raw", "times", "values")
+    side: str
+    before: bytes
+    after: bytes
 
-    def __init__(self, side: str, labels: Mapping[str, str]) -> None:
-        duration = f"http_{side}_request_duration_seconds"
-        series = [*({"__name__": f"{duration}_bucket", "le": bound} for bound in _BOUNDS)]
-        series += [{"__name__": f"{duration}_sum"}, {"__name__": f"{duration}_count"}]
-        series += [
-            {"__name__": f"podscope_http_{side}_{what}_body_bytes_total"}
-            for what in ("request", "response")
+    @classmethod
+    def of(cls, side: str, labels: Mapping[str, str]) -> Template:
+        """The template of some labels; empty ones are the same as none."""
+        told = [(name, _label(name, value)) for name, value in sorted(labels.items()) if value]
+        before = b"".join(raw for name, raw in told if name < "le")
+        return cls(side, before, b"".join(raw for name, raw in told if name > "le"))
+
+    def series(self) -> list[bytes]:
+        """The time series, each with a sample at its end whose value and time are to be filled."""
+        before, after = self.before, self.after + _SAMPLE
+        plain = before + after
+        return [
+            protobuf.of_length(1, name + before + le + after)
+            if le
+            else protobuf.of_length(1, name + plain)
+            for name, le in _HEADS[self.side]
         ]
-        parts = []
-        values, times = [], []
-        end = 0
-        for more in series:
-            body = _labels({**labels, **more}) + _SAMPLE
-            raw = protobuf.of_length(1, body)
-            end += len(raw)
-            parts.append(raw)
-            times.append(end - _TIME_BYTES)
-            values.append(end - _TIME_BYTES - 1 - 8)
-        self.raw = b"".join(parts)
-        self.values = np.array(values)
-        self.times = np.array(times)
+
+
+def _label(name: str, value: str) -> bytes:
+    return protobuf.of_length(1, protobuf.text(1, name) + protobuf.text(2, value))
 
 
 _TIME_BYTES = 6
-# Sample {double value = 1; int64 timestamp = 2;}
+# Sample {double value = 1; int64 timestamp = 2;}; a time of six bytes is of 2004 to 2109.
 _SAMPLE = protobuf.of_length(2, protobuf.double(1, 0) + protobuf.number(2, 1 << 41))
+# Names of the time series of a set of labels; with the bound of each bucket.
+_SERIES = (
+    *(("http_{}_request_duration_seconds_bucket", bound) for bound in _BOUNDS),
+    ("http_{}_request_duration_seconds_sum", ""),
+    ("http_{}_request_duration_seconds_count", ""),
+    ("podscope_http_{}_request_body_bytes_total", ""),
+    ("podscope_http_{}_response_body_bytes_total", ""),
+)
+_HEADS = {
+    side: [
+        (_label("__name__", name.format(side)), _label("le", bound) if bound else b"")
+        for name, bound in _SERIES
+    ]
+    for side in SIDES
+}
 
 
-def _labels(labels: Mapping[str, str]) -> bytes:
-    """Labels sorted by their names, without those that are empty."""
-    return b"".join(
-        protobuf.of_length(1, protobuf.text(1, name) + protobuf.text(2, labels[name]))
-        for name in sorted(labels)
-        if labels[name]
-    )
-
-
-def filled(templates: list[Template], values: Array, milliseconds: Array) -> bytes:
-    """A WriteRequest of the templates.
+def filled(templates: Sequence[Template], values: Array, milliseconds: Array) -> bytes:
+    """A WriteRequest of the templates' time series.
 
     Args:
-        templates: one a set of labels.
-        values: shape (n, 19), in the templates' order.
-        milliseconds: Unix time of each, shape (n,).
+        templates: one a set of labels, one at least.
+        values: of their series, shape (n, 19).
+        milliseconds: Unix time of each set, shape (n,).
     """
-    if not templates:
-        return b""
-    lengths = [len(one.raw) for one in templates]
-    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
-    whole = np.frombuffer(b"".join(one.raw for one in templates), np.uint8).copy()
-    at = (np.stack([one.values for one in templates]) + starts[:, None]).reshape(-1, 1)
-    whole[at + np.arange(8)] = np.ascontiguousarray(values, "<f8").view(np.uint8).reshape(-1, 8)
-    at = (np.stack([one.times for one in templates]) + starts[:, None]).reshape(-1, 1)
+    parts = [raw for one in templates for raw in one.series()]
+    whole = np.frombuffer(b"".join(parts), np.uint8).copy()
+    ends = np.cumsum([len(raw) for raw in parts])[:, None]
+    raw = np.ascontiguousarray(values, "<f8").view(np.uint8).reshape(-1, 8)
+    whole[ends - _TIME_BYTES - 1 - 8 + np.arange(8)] = raw
     times = _varints(np.repeat(milliseconds, values.shape[1]))
-    whole[at + np.arange(_TIME_BYTES)] = times
+    whole[ends - _TIME_BYTES + np.arange(_TIME_BYTES)] = times
     return whole.tobytes()
 
 

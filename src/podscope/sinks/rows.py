@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 # By what rows of kind http are told apart, unless a sink is set otherwise. No process ids and no
 # addresses: they make series without end.
 BY = tuple(name for name in schema.PLAIN if name not in ("pid", "address"))
+PORTION = 5000
 _DTYPES = {"int": "<i8", "float": "<f8", "time": "<M8[ns]"}
 _ABSENT: Mapping[str, Any] = {
     "text": None,
@@ -132,8 +133,9 @@ def of_batches(
     resource: Mapping[str, str] | None = None,
     also_by: Mapping[str, Sequence[str]] | None = None,
 ) -> Iterator[Rows]:
-    """The rows of batches that follow each other, one ``Rows`` a kind; none for empty ones.
+    """The rows of batches that follow each other, by their kinds; none for empty ones.
 
+    Single events come at most PORTION at once, since other threads wait while columns are read.
     Rows of kind http that are the same by ``by`` are added up over all the batches, exactly. They
     come once more, under a name of their own, for each of ``also_by``.
     """
@@ -143,10 +145,30 @@ def of_batches(
         if not filled:
             continue
         if kind != "http":
-            yield replace(_joined([_plain(one) for one in filled]), resource=resource or {})
+            for some in _portions(filled):
+                yield replace(_joined([_plain(one) for one in some]), resource=resource or {})
             continue
-        for name, some in {"http": by, **(also_by or {})}.items():
-            yield replace(_http(of_kind, some), kind=name, resource=resource or {})
+        for name, names in {"http": by, **(also_by or {})}.items():
+            yield replace(_http(of_kind, names), kind=name, resource=resource or {})
+
+
+def _portions(batches: Sequence[Batch]) -> Iterator[list[Batch]]:
+    """The same rows, at most PORTION at once."""
+    some: list[Batch] = []
+    room = PORTION
+    for batch in batches:
+        places = np.arange(len(batch))
+        start = 0
+        while start < len(batch):
+            part = batch.where((places >= start) & (places < start + room))
+            some.append(part)
+            start += len(part)
+            room -= len(part)
+            if not room:
+                yield some
+                some, room = [], PORTION
+    if some:
+        yield some
 
 
 def _http(batches: Sequence[Batch], by: Sequence[str]) -> Rows:
