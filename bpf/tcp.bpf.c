@@ -41,6 +41,7 @@ struct connection {
 	u32 owner;
 	u32 side;
 	u32 pad;
+	u64 cgroup_id;
 };
 
 /* By the socket's address in the kernel: 5.10 has no notes in sockets for tracepoints. */
@@ -122,37 +123,44 @@ static __always_inline void read_owner(struct tcp_event *event, const struct soc
 	struct connection *connection = connection_of(sk);
 	u64 key = (u64)sk;
 
-	event->cgroup_id = sock_cgroup_id(sk);
 	if (!connection && event->what == TCP_RESET_SENT) {
 		connection = bpf_map_lookup_elem(&ended, &key);
 		if (connection && event->time_ns - connection->start_ns > ENDED_NS)
-			return;
+			connection = NULL;
 	}
-	if (!connection)
+	if (!connection) {
+		event->cgroup_id = sock_cgroup_id(sk);
 		return;
+	}
+	event->cgroup_id = connection->cgroup_id;
 	event->pid = connection->pid;
 	event->owner = connection->owner;
 	event->side = connection->side;
 }
 
-static __always_inline void read_addresses(struct tcp_event *event, const struct sock *sk)
+static __always_inline void read_addresses(struct tcp_event *event, const struct sock *sk,
+					   struct sock_head *head)
 {
-	sock_local_address(sk, event->local);
-	sock_peer_address(sk, event->peer);
-	/* skc_num is 0 by the time that a socket is closed */
-	event->local_port = bpf_ntohs(BPF_CORE_READ((struct inet_sock *)sk, inet_sport));
-	event->peer_port = bpf_ntohs(BPF_CORE_READ(sk, __sk_common.skc_dport));
+	sock_head_local(head, event->local);
+	sock_head_peer(head, event->peer);
+	event->local_port = sock_head_get(head, u16, skc_num);
+	if (!event->local_port) /* the socket is closed */
+		event->local_port = bpf_ntohs(BPF_CORE_READ((struct inet_sock *)sk, inet_sport));
+	event->peer_port = bpf_ntohs(sock_head_get(head, __be16, skc_dport));
 }
 
 /* An event with all that each of them has. */
 static __always_inline void begin(struct tcp_event *event, const struct sock *sk, u8 what)
 {
+	struct sock_head head;
+
+	sock_head_read(&head, sk);
 	__builtin_memset(event, 0, sizeof(*event));
 	event->time_ns = bpf_ktime_get_ns();
 	event->what = what;
-	event->state = BPF_CORE_READ(sk, __sk_common.skc_state);
+	event->state = sock_head_get(&head, u8, skc_state);
 	read_owner(event, sk);
-	read_addresses(event, sk);
+	read_addresses(event, sk, &head);
 }
 
 static __always_inline void send(struct tcp_event *event)
@@ -161,10 +169,12 @@ static __always_inline void send(struct tcp_event *event)
 		__sync_fetch_and_add(&ring_full, 1);
 }
 
+/* Not on the stack, which is small. */
+static const struct tcp_sums none;
+
 static __always_inline struct tcp_sums *sums_in(void *map, struct tcp_key *key)
 {
 	struct tcp_sums *sums = bpf_map_lookup_elem(map, key);
-	struct tcp_sums none = {};
 
 	if (sums)
 		return sums;
@@ -219,6 +229,7 @@ static __always_inline void let_go(const struct sock *sk, u64 now, u32 old)
 		last.pid = connection->pid;
 		last.owner = connection->owner;
 		last.side = connection->side;
+		last.cgroup_id = connection->cgroup_id;
 		bpf_map_update_elem(&ended, &key, &last, BPF_ANY);
 	}
 	bpf_map_delete_elem(&connections, &key);
@@ -298,9 +309,9 @@ int tcp_state(struct bpf_raw_tracepoint_args *ctx)
 	u32 old = ctx->args[1], new = ctx->args[2];
 	struct tcp_event event;
 
-	if (BPF_CORE_READ(sk, sk_protocol) != IPPROTO_TCP)
-		return 0;
 	if (!is_wanted(TCP_STATE) && new != BPF_TCP_CLOSE && old != BPF_TCP_SYN_SENT)
+		return 0;
+	if (BPF_CORE_READ(sk, sk_protocol) != IPPROTO_TCP)
 		return 0;
 	begin(&event, sk, TCP_STATE);
 	event.old_state = old;
@@ -327,20 +338,29 @@ static __always_inline void begins(struct bpf_sock *sk, u32 side)
 {
 	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
 	struct connection connection = {};
+	struct socket_note owner = {};
 	struct socket_note *note;
 	u64 key = (u64)tcp;
 
-	note = bpf_sk_storage_get(&notes, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-	if (!tcp || !note)
+	if (!tcp)
 		return;
-	owner_note(note, (void *)bpf_get_current_task());
-	note->listener = side == TCP_SERVER ? key : 0;
+	owner_note(&owner, (void *)bpf_get_current_task());
 	connection.start_ns = bpf_ktime_get_ns();
-	connection.pid = note->pid;
-	connection.owner = note->owner;
+	connection.pid = owner.pid;
+	connection.owner = owner.owner;
 	connection.side = side;
+	connection.cgroup_id = sock_cgroup_id((void *)tcp);
 	if (bpf_map_update_elem(&connections, &key, &connection, BPF_ANY))
 		__sync_fetch_and_add(&connections_full, 1);
+	if (side != TCP_SERVER)
+		return;
+	/* what is accepted takes a copy */
+	note = bpf_sk_storage_get(&notes, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!note)
+		return;
+	note->pid = owner.pid;
+	note->owner = owner.owner;
+	note->listener = key;
 }
 
 /* The listener's note came with the clone; the connection is in its queue by now. */
@@ -358,6 +378,7 @@ static __always_inline void accepted(struct bpf_sock *sk)
 	note = bpf_sk_storage_get(&notes, sk, 0, 0);
 	connection.start_ns = connection.opened_ns = bpf_ktime_get_ns();
 	connection.side = TCP_SERVER;
+	connection.cgroup_id = sock_cgroup_id((void *)tcp);
 	if (note) {
 		connection.pid = note->pid;
 		connection.owner = note->owner;
@@ -524,10 +545,13 @@ static __always_inline int dropped(const struct sk_buff *skb, u32 reason, const 
 	event.reason = reason;
 	event.state = state;
 	if (sk && state != BPF_TCP_TIME_WAIT && state != BPF_TCP_NEW_SYN_RECV) {
+		struct sock_head head;
+
+		sock_head_read(&head, sk);
 		read_owner(&event, sk);
 		/* of a packet that was to leave, the socket's own end is the other one */
 		if (state != BPF_TCP_LISTEN)
-			read_addresses(&event, sk);
+			read_addresses(&event, sk, &head);
 	}
 	send(&event);
 	return 0;
@@ -611,6 +635,7 @@ int tcp_open_sockets(struct bpf_iter__task_file *ctx)
 		connection.side = TCP_SERVER;
 	connection.pid = note->pid;
 	connection.owner = note->owner;
+	connection.cgroup_id = sock_cgroup_id(sk);
 	if (bpf_map_update_elem(&connections, &key, &connection, BPF_NOEXIST))
 		__sync_fetch_and_add(&connections_full, 1);
 	return 0;
