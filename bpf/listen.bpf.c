@@ -201,7 +201,9 @@ static __always_inline void begins(struct bpf_sock_ops *ops, struct bpf_sock *sk
 	}
 	owner_note(note, (void *)bpf_get_current_task());
 	note->listener = (u64)tcp;
+	/* of who had this address before */
 	bpf_map_delete_elem(&subflows, &note->listener);
+	bpf_map_delete_elem(&highest, &note->listener);
 	listener->pid = note->pid;
 	listener->owner = note->owner;
 	listener->drops = BPF_CORE_READ((struct sock *)tcp, sk_drops.counter);
