@@ -51,6 +51,7 @@ def commands(quick: bool) -> dict[str, list[str]]:
         "http_engine_long_heads": [*engine, *short, *long_heads],
         "ring_drain": [str(HERE / "ring_drain.py")],
         "node_agent": [str(HERE / "node_agent.py")],
+        "events": [str(HERE / "events.py"), *(["--rounds", "2"] if quick else [])],
         "reflector": [str(HERE / "reflector.py"), *(["--rounds", "1"] if quick else [])],
     }
 

@@ -106,7 +106,9 @@ static __always_inline void fill(struct listen_row *row, const struct sock *sk,
 	u64 key = (u64)sk;
 	struct highest *most = bpf_map_lookup_elem(&highest, &key);
 	u32 drops = BPF_CORE_READ(sk, sk_drops.counter);
+	struct sock_head head;
 
+	sock_head_read(&head, sk);
 	__builtin_memset(row, 0, sizeof(*row));
 	row->cgroup_id = sock_cgroup_id(sk);
 	row->pid = listener->pid;
@@ -125,9 +127,9 @@ static __always_inline void fill(struct listen_row *row, const struct sock *sk,
 	}
 	row->limit = BPF_CORE_READ(sk, sk_max_ack_backlog);
 	row->drops = drops - listener->drops;
-	row->port = BPF_CORE_READ(sk, __sk_common.skc_num);
+	row->port = sock_head_get(&head, u16, skc_num);
 	row->was = listener->was;
-	sock_local_address(sk, row->address);
+	sock_head_local(&head, row->address);
 	listener->drops = drops;
 	listener->was = 0;
 	if (row->accept_highest && row->accept_highest * 5ULL >= row->limit * 4ULL)
@@ -199,7 +201,9 @@ static __always_inline void begins(struct bpf_sock_ops *ops, struct bpf_sock *sk
 	}
 	owner_note(note, (void *)bpf_get_current_task());
 	note->listener = (u64)tcp;
+	/* of who had this address before */
 	bpf_map_delete_elem(&subflows, &note->listener);
+	bpf_map_delete_elem(&highest, &note->listener);
 	listener->pid = note->pid;
 	listener->owner = note->owner;
 	listener->drops = BPF_CORE_READ((struct sock *)tcp, sk_drops.counter);

@@ -40,7 +40,8 @@ struct connection {
 	u32 pid;
 	u32 owner;
 	u32 side;
-	u32 pad;
+	u32 port; /* of this end */
+	u64 cgroup_id;
 };
 
 /* By the socket's address in the kernel: 5.10 has no notes in sockets for tracepoints. */
@@ -117,42 +118,47 @@ static __always_inline struct connection *connection_of(const struct sock *sk)
 	return bpf_map_lookup_elem(&connections, &key);
 }
 
-static __always_inline void read_owner(struct tcp_event *event, const struct sock *sk)
+static __always_inline void read_owner(struct tcp_event *event, const struct sock *sk,
+				       const struct connection *connection)
 {
-	struct connection *connection = connection_of(sk);
-	u64 key = (u64)sk;
-
-	event->cgroup_id = sock_cgroup_id(sk);
-	if (!connection && event->what == TCP_RESET_SENT) {
-		connection = bpf_map_lookup_elem(&ended, &key);
-		if (connection && event->time_ns - connection->start_ns > ENDED_NS)
-			return;
-	}
-	if (!connection)
+	if (!connection) {
+		event->cgroup_id = sock_cgroup_id(sk);
 		return;
+	}
+	event->cgroup_id = connection->cgroup_id;
 	event->pid = connection->pid;
 	event->owner = connection->owner;
 	event->side = connection->side;
 }
 
-static __always_inline void read_addresses(struct tcp_event *event, const struct sock *sk)
+static __always_inline void read_addresses(struct tcp_event *event, const struct sock *sk,
+					   const struct connection *connection,
+					   struct sock_head *head)
 {
-	sock_local_address(sk, event->local);
-	sock_peer_address(sk, event->peer);
-	/* skc_num is 0 by the time that a socket is closed */
-	event->local_port = bpf_ntohs(BPF_CORE_READ((struct inet_sock *)sk, inet_sport));
-	event->peer_port = bpf_ntohs(BPF_CORE_READ(sk, __sk_common.skc_dport));
+	sock_head_local(head, event->local);
+	sock_head_peer(head, event->peer);
+	event->local_port = sock_head_get(head, u16, skc_num);
+	if (!event->local_port) /* the socket is closed */
+		event->local_port =
+			connection ? connection->port
+				   : bpf_ntohs(BPF_CORE_READ((struct inet_sock *)sk, inet_sport));
+	event->peer_port = bpf_ntohs(sock_head_get(head, __be16, skc_dport));
 }
 
-/* An event with all that each of them has. */
-static __always_inline void begin(struct tcp_event *event, const struct sock *sk, u8 what)
+/* An event with all that each of them has; the connection may not be known. */
+static __always_inline void begin(struct tcp_event *event, const struct sock *sk,
+				  const struct connection *connection, u8 what)
 {
+	struct sock_head head;
+
+	sock_head_read(&head, sk);
 	__builtin_memset(event, 0, sizeof(*event));
 	event->time_ns = bpf_ktime_get_ns();
 	event->what = what;
-	event->state = BPF_CORE_READ(sk, __sk_common.skc_state);
-	read_owner(event, sk);
-	read_addresses(event, sk);
+	event->state = sock_head_get(&head, u8, skc_state);
+	event->fin = sock_head_get(&head, unsigned long, skc_flags) >> SOCK_DONE & 1;
+	read_owner(event, sk, connection);
+	read_addresses(event, sk, connection, &head);
 }
 
 static __always_inline void send(struct tcp_event *event)
@@ -161,10 +167,12 @@ static __always_inline void send(struct tcp_event *event)
 		__sync_fetch_and_add(&ring_full, 1);
 }
 
+/* Not on the stack, which is small. */
+static const struct tcp_sums none;
+
 static __always_inline struct tcp_sums *sums_in(void *map, struct tcp_key *key)
 {
 	struct tcp_sums *sums = bpf_map_lookup_elem(map, key);
-	struct tcp_sums none = {};
 
 	if (sums)
 		return sums;
@@ -206,9 +214,9 @@ static __always_inline struct tcp_sums *sums_of(const struct tcp_event *event)
 			__sync_fetch_and_add(&to->member, n);                                      \
 	} while (0)
 
-static __always_inline void let_go(const struct sock *sk, u64 now, u32 old)
+static __always_inline void let_go(const struct sock *sk, const struct connection *connection,
+				   u64 now, u32 old)
 {
-	struct connection *connection = connection_of(sk);
 	struct connection last = {};
 	u64 key = (u64)sk;
 
@@ -219,27 +227,36 @@ static __always_inline void let_go(const struct sock *sk, u64 now, u32 old)
 		last.pid = connection->pid;
 		last.owner = connection->owner;
 		last.side = connection->side;
+		last.cgroup_id = connection->cgroup_id;
+		last.port = connection->port;
 		bpf_map_update_elem(&ended, &key, &last, BPF_ANY);
 	}
 	bpf_map_delete_elem(&connections, &key);
 }
 
-static __always_inline void read_totals(struct tcp_event *event, const struct sock *sk)
+static __always_inline void read_bytes(struct tcp_event *event, const struct sock *sk)
 {
 	const struct tcp_sock *tcp = (void *)sk;
 
 	event->sent = BPF_CORE_READ(tcp, bytes_sent) - BPF_CORE_READ(tcp, bytes_retrans);
 	event->received = BPF_CORE_READ(tcp, bytes_received);
 	/* a FIN is counted as a byte (tcp_rcv_nxt_update()) */
-	if (event->received && BPF_CORE_READ(sk, __sk_common.skc_flags) >> SOCK_DONE & 1)
+	if (event->received && event->fin)
 		event->received--;
+}
+
+/* What is told of a connection, and not counted. */
+static __always_inline void read_rest(struct tcp_event *event, const struct sock *sk)
+{
+	const struct tcp_sock *tcp = (void *)sk;
+
 	event->retransmits = BPF_CORE_READ(tcp, total_retrans);
 	event->srtt_us = BPF_CORE_READ(tcp, srtt_us) >> 3;
 }
 
-static __always_inline void connect_ended(struct tcp_event *event, const struct sock *sk, bool well)
+static __always_inline void connect_ended(struct tcp_event *event, const struct sock *sk,
+					  struct connection *connection, bool well)
 {
-	struct connection *connection = connection_of(sk);
 	struct tcp_sums *sums;
 
 	event->side = TCP_CLIENT;
@@ -265,16 +282,15 @@ static __always_inline void connect_ended(struct tcp_event *event, const struct 
 	event->error = 0;
 }
 
-static __always_inline void life_ended(struct tcp_event *event, const struct sock *sk)
+static __always_inline void life_ended(struct tcp_event *event, const struct sock *sk,
+				       const struct connection *connection)
 {
-	struct connection *connection = connection_of(sk);
 	struct tcp_sums *sums;
 
 	event->what = TCP_LIFE;
 	if (connection && connection->opened_ns)
 		event->duration_ns = event->time_ns - connection->opened_ns;
-	event->error = BPF_CORE_READ(sk, sk_err);
-	read_totals(event, sk);
+	read_bytes(event, sk);
 	sums = sums_of(event);
 	add(sums, closes, 1);
 	add(sums, sent, event->sent);
@@ -283,8 +299,11 @@ static __always_inline void life_ended(struct tcp_event *event, const struct soc
 		add(sums, timed, 1);
 		add(sums, duration_ns, event->duration_ns);
 	}
-	if (is_wanted(TCP_LIFE))
-		send(event);
+	if (!is_wanted(TCP_LIFE))
+		return;
+	event->error = BPF_CORE_READ(sk, sk_err);
+	read_rest(event, sk);
+	send(event);
 }
 
 /*
@@ -296,13 +315,15 @@ int tcp_state(struct bpf_raw_tracepoint_args *ctx)
 {
 	const struct sock *sk = (void *)ctx->args[0];
 	u32 old = ctx->args[1], new = ctx->args[2];
+	struct connection *connection;
 	struct tcp_event event;
 
-	if (BPF_CORE_READ(sk, sk_protocol) != IPPROTO_TCP)
-		return 0;
 	if (!is_wanted(TCP_STATE) && new != BPF_TCP_CLOSE && old != BPF_TCP_SYN_SENT)
 		return 0;
-	begin(&event, sk, TCP_STATE);
+	connection = connection_of(sk);
+	if (!connection && BPF_CORE_READ(sk, sk_protocol) != IPPROTO_TCP)
+		return 0;
+	begin(&event, sk, connection, TCP_STATE);
 	event.old_state = old;
 	event.state = new;
 	/* the process is at work itself, and noted in a moment */
@@ -311,14 +332,14 @@ int tcp_state(struct bpf_raw_tracepoint_args *ctx)
 	if (is_wanted(TCP_STATE))
 		send(&event);
 	if (old == BPF_TCP_SYN_SENT && new == BPF_TCP_ESTABLISHED)
-		connect_ended(&event, sk, true);
+		connect_ended(&event, sk, connection, true);
 	if (new != BPF_TCP_CLOSE)
 		return 0;
 	if (old == BPF_TCP_SYN_SENT)
-		connect_ended(&event, sk, false);
-	else if (old != BPF_TCP_LISTEN && (old != BPF_TCP_SYN_RECV || event.side))
-		life_ended(&event, sk);
-	let_go(sk, event.time_ns, old);
+		connect_ended(&event, sk, connection, false);
+	else if (old != BPF_TCP_LISTEN && (old != BPF_TCP_SYN_RECV || connection))
+		life_ended(&event, sk, connection);
+	let_go(sk, connection, event.time_ns, old);
 	return 0;
 }
 
@@ -327,20 +348,30 @@ static __always_inline void begins(struct bpf_sock *sk, u32 side)
 {
 	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
 	struct connection connection = {};
+	struct socket_note owner = {};
 	struct socket_note *note;
 	u64 key = (u64)tcp;
 
-	note = bpf_sk_storage_get(&notes, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-	if (!tcp || !note)
+	if (!tcp)
 		return;
-	owner_note(note, (void *)bpf_get_current_task());
-	note->listener = side == TCP_SERVER ? key : 0;
+	owner_note(&owner, (void *)bpf_get_current_task());
 	connection.start_ns = bpf_ktime_get_ns();
-	connection.pid = note->pid;
-	connection.owner = note->owner;
+	connection.pid = owner.pid;
+	connection.owner = owner.owner;
 	connection.side = side;
+	connection.cgroup_id = sock_cgroup_id((void *)tcp);
+	connection.port = sk->src_port;
 	if (bpf_map_update_elem(&connections, &key, &connection, BPF_ANY))
 		__sync_fetch_and_add(&connections_full, 1);
+	if (side != TCP_SERVER)
+		return;
+	/* what is accepted takes a copy */
+	note = bpf_sk_storage_get(&notes, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!note)
+		return;
+	note->pid = owner.pid;
+	note->owner = owner.owner;
+	note->listener = key;
 }
 
 /* The listener's note came with the clone; the connection is in its queue by now. */
@@ -358,14 +389,15 @@ static __always_inline void accepted(struct bpf_sock *sk)
 	note = bpf_sk_storage_get(&notes, sk, 0, 0);
 	connection.start_ns = connection.opened_ns = bpf_ktime_get_ns();
 	connection.side = TCP_SERVER;
+	connection.cgroup_id = sock_cgroup_id((void *)tcp);
+	connection.port = sk->src_port;
 	if (note) {
 		connection.pid = note->pid;
 		connection.owner = note->owner;
 	}
 	if (bpf_map_update_elem(&connections, &key, &connection, BPF_ANY))
 		__sync_fetch_and_add(&connections_full, 1);
-	begin(&event, (void *)tcp, TCP_ACCEPT);
-	event.side = TCP_SERVER;
+	begin(&event, (void *)tcp, &connection, TCP_ACCEPT);
 	add(sums_of(&event), accepts, 1);
 	if (!is_wanted(TCP_ACCEPT))
 		return;
@@ -404,7 +436,7 @@ static __always_inline int retransmitted(const struct sock *sk, const struct sk_
 	struct tcp_event event;
 	u32 segments = skb ? BPF_CORE_READ(cb, tcp_gso_segs) : 1;
 
-	begin(&event, sk, TCP_RETRANSMIT);
+	begin(&event, sk, connection_of(sk), TCP_RETRANSMIT);
 	event.retransmits = segments;
 	add(sums_of(&event), retransmits, segments);
 	if (is_wanted(TCP_RETRANSMIT))
@@ -430,8 +462,10 @@ int tcp_retransmit_3(struct bpf_raw_tracepoint_args *ctx)
 
 static __always_inline int reset(const struct sock *sk, u8 what)
 {
+	struct connection *connection;
 	struct tcp_event event;
 	struct tcp_sums *sums;
+	u64 key = (u64)sk;
 	u8 state;
 
 	if (!sk)
@@ -439,8 +473,15 @@ static __always_inline int reset(const struct sock *sk, u8 what)
 	state = BPF_CORE_READ(sk, __sk_common.skc_state);
 	if (state == BPF_TCP_TIME_WAIT || state == BPF_TCP_NEW_SYN_RECV || state == BPF_TCP_LISTEN)
 		return 0; /* no connection, and the first two are no whole sockets */
-	begin(&event, sk, what);
-	read_totals(&event, sk);
+	connection = connection_of(sk);
+	if (!connection && what == TCP_RESET_SENT) {
+		connection = bpf_map_lookup_elem(&ended, &key);
+		if (connection && bpf_ktime_get_ns() - connection->start_ns > ENDED_NS)
+			connection = NULL;
+	}
+	begin(&event, sk, connection, what);
+	read_bytes(&event, sk);
+	read_rest(&event, sk);
 	sums = sums_of(&event);
 	if (what == TCP_RESET_SENT)
 		add(sums, resets_sent, 1);
@@ -524,10 +565,14 @@ static __always_inline int dropped(const struct sk_buff *skb, u32 reason, const 
 	event.reason = reason;
 	event.state = state;
 	if (sk && state != BPF_TCP_TIME_WAIT && state != BPF_TCP_NEW_SYN_RECV) {
-		read_owner(&event, sk);
+		struct connection *connection = connection_of(sk);
+		struct sock_head head;
+
+		sock_head_read(&head, sk);
+		read_owner(&event, sk, connection);
 		/* of a packet that was to leave, the socket's own end is the other one */
 		if (state != BPF_TCP_LISTEN)
-			read_addresses(&event, sk);
+			read_addresses(&event, sk, connection, &head);
 	}
 	send(&event);
 	return 0;
@@ -565,8 +610,9 @@ int tcp_window(struct bpf_raw_tracepoint_args *ctx)
 	if (!connection || now - connection->sampled_ns < window_ns)
 		return 0;
 	connection->sampled_ns = now;
-	begin(&event, sk, TCP_WINDOW);
-	read_totals(&event, sk);
+	begin(&event, sk, connection, TCP_WINDOW);
+	read_bytes(&event, sk);
+	read_rest(&event, sk);
 	event.cwnd = BPF_CORE_READ(tcp, snd_cwnd);
 	event.ssthresh = BPF_CORE_READ(tcp, snd_ssthresh);
 	event.sndbuf = BPF_CORE_READ(buffers, sk_sndbuf);
@@ -611,6 +657,8 @@ int tcp_open_sockets(struct bpf_iter__task_file *ctx)
 		connection.side = TCP_SERVER;
 	connection.pid = note->pid;
 	connection.owner = note->owner;
+	connection.cgroup_id = sock_cgroup_id(sk);
+	connection.port = BPF_CORE_READ(sk, __sk_common.skc_num);
 	if (bpf_map_update_elem(&connections, &key, &connection, BPF_NOEXIST))
 		__sync_fetch_and_add(&connections_full, 1);
 	return 0;

@@ -99,24 +99,36 @@ static __always_inline void mapped_ip4(u8 *out, __be32 address)
 	__builtin_memcpy(out + 12, &address, 4);
 }
 
-/* IPv6, or IPv4 mapped into it. */
-static __always_inline void sock_local_address(const struct sock *sk, u8 *out)
+/* The beginning of a socket, read at once: of all that is there each read costs as much. */
+struct sock_head {
+	u8 raw[128] __attribute__((aligned(8)));
+};
+
+static __always_inline void sock_head_read(struct sock_head *head, const struct sock *sk)
 {
-	if (BPF_CORE_READ(sk, __sk_common.skc_family) == AF_INET)
-		mapped_ip4(out, BPF_CORE_READ(sk, __sk_common.skc_rcv_saddr));
-	else
-		bpf_probe_read_kernel(
-			out, 16,
-			__builtin_preserve_access_index(&sk->__sk_common.skc_v6_rcv_saddr));
+	bpf_probe_read_kernel(head->raw, sizeof(head->raw), sk);
 }
 
-static __always_inline void sock_peer_address(const struct sock *sk, u8 *out)
+#define sock_head_at(head, member)                                                                 \
+	((void *)((head)->raw + bpf_core_field_offset(struct sock, __sk_common.member)))
+
+#define sock_head_get(head, type, member) (*(type *)sock_head_at(head, member))
+
+/* IPv6, or IPv4 mapped into it. */
+static __always_inline void sock_head_local(struct sock_head *head, u8 *out)
 {
-	if (BPF_CORE_READ(sk, __sk_common.skc_family) == AF_INET)
-		mapped_ip4(out, BPF_CORE_READ(sk, __sk_common.skc_daddr));
+	if (sock_head_get(head, u16, skc_family) == AF_INET)
+		mapped_ip4(out, sock_head_get(head, __be32, skc_rcv_saddr));
 	else
-		bpf_probe_read_kernel(
-			out, 16, __builtin_preserve_access_index(&sk->__sk_common.skc_v6_daddr));
+		__builtin_memcpy(out, sock_head_at(head, skc_v6_rcv_saddr), 16);
+}
+
+static __always_inline void sock_head_peer(struct sock_head *head, u8 *out)
+{
+	if (sock_head_get(head, u16, skc_family) == AF_INET)
+		mapped_ip4(out, sock_head_get(head, __be32, skc_daddr));
+	else
+		__builtin_memcpy(out, sock_head_at(head, skc_v6_daddr), 16);
 }
 
 #endif

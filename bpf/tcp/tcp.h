@@ -49,7 +49,7 @@ struct tcp_event {
 	__u8 old_state;
 	__u8 state;
 	__u8 flags; /* of the packet */
-	__u8 pad;
+	__u8 fin;   /* the peer's FIN has come */
 	__u8 local[16];
 	__u8 peer[16];
 };

@@ -58,7 +58,16 @@ def run(args: argparse.Namespace) -> int:
             rows.show(watched, watched.lost, kinds, args.output, sys.stdout, named=named)
             return 0
         shown = rows.Shown(DNS, _SUMS)
-        view = table.View(kind, shown, _order, "podscope dns", args.output, args.once, named)
+        view = table.View(
+            kind=kind,
+            shown=shown,
+            order=_order,
+            title="podscope dns",
+            dispensable=("SERVER", "MAX", "SIDE", "TYPE"),
+            output=args.output,
+            once=args.once,
+            named=named,
+        )
         table.show(watched, watched.lost, view, sys.stdout)
     return 0
 

@@ -41,7 +41,14 @@ def run(args: argparse.Namespace) -> int:
     ports = None if args.port is None else filters.ports(args.port, "--port")
     shown = rows.Shown(LISTEN, _TABLE, lambda batch: _of_ports(batch, ports))
     view = table.View(
-        "listen", shown, _order, "podscope listen", args.output, args.once, rows.workload(args)
+        kind="listen",
+        shown=shown,
+        order=_order,
+        title="podscope listen",
+        dispensable=("SYN HIGHEST", "OVERFLOWS", "HIGHEST", "SYN Q"),
+        output=args.output,
+        once=args.once,
+        named=rows.workload(args),
     )
     from podscope.pipeline import watch
 
@@ -89,7 +96,7 @@ _TABLE = (
     _number("HIGHEST", "accept_queue.highest"),
     _number("LIMIT", "limit"),
     _number("SYN Q", "syn_queue"),
-    _number("HIGHEST", "syn_queue.highest"),
+    _number("SYN HIGHEST", "syn_queue.highest"),
     _number("DROPS", "drops"),
     _whole("podscope.listen.overflows"),
     rows.Column("WORKLOAD", 20, rows.workloads),

@@ -32,6 +32,8 @@ class View:
         shown: its fields and columns, and which rows.
         order: positions of the rows, most important first, from the columns by field name.
         title: the first line of a live table.
+        dispensable: titles of columns that are left out where the terminal is narrow, in this
+            order.
         output: ``table``, ``json`` or ``csv``.
         once: end after one interval.
         named: only workloads whose name matches this glob.
@@ -41,6 +43,7 @@ class View:
     shown: Shown
     order: Callable[[Columns], schema.Array]
     title: str
+    dispensable: tuple[str, ...] = ()
     output: str = "table"
     once: bool = False
     named: str | None = None
@@ -76,10 +79,10 @@ def _show_lines(
 ) -> None:
     count = 0
     before: Mapping[str, int] = {}
-    for batch, columns in told:
+    for number, (batch, columns) in enumerate(told):
         now = dict(lost())
         if view.output == "csv":
-            out.write(render.csv_lines(view.shown.fields, columns, header=count == 0))
+            out.write(render.csv_lines(view.shown.fields, columns, header=number == 0))
         else:
             out.write(render.json_lines(view.kind, view.shown.fields, columns))
             out.write(render.lost_lines(render.moved(before, now), batch.time_ns))
@@ -91,7 +94,7 @@ def _show_lines(
     if view.output == "csv":
         tell_lost(lost())
         return
-    gone = {reason: number for reason, number in lost().items() if number}
+    gone = {reason: lose for reason, lose in lost().items() if lose}
     members = {"kind": "summary", "rows": count, "lost": gone}
     out.write(json.dumps(members, separators=(",", ":")) + "\n")
 
@@ -120,10 +123,23 @@ def _show_screen(
     with render.Screen(out) as screen:
         screen.draw([view.title, "watching"])
         for batch, columns in told:
-            lines = render.table_lines(_table(columns, view), colour=screen.colour)
-            head = f"{view.title}  {render.clock(batch.time_ns)}  {len(columns['time'])} rows"
+            whole = _table(columns, view)
+            made = _fitted(whole, view.dispensable, screen.width)
+            head = [view.title, render.clock(batch.time_ns), f"{len(columns['time'])} rows"]
+            if hidden := [title for title in whole.titles if title not in made.titles]:
+                head.append(f"a wider terminal shows {', '.join(hidden)}")
             gone = render.lost_text(lost())
-            screen.draw([head, *([gone] if gone else []), "", *lines])
+            lines = render.folded([*head, *([gone] if gone else [])], screen.width)
+            screen.draw([*lines, "", *render.table_lines(made, colour=screen.colour)])
+
+
+def _fitted(made: render.Table, dispensable: tuple[str, ...], width: int) -> render.Table:
+    """The table with as many columns left out as it takes to fit."""
+    for title in dispensable:
+        if made.width <= width:
+            break
+        made = made.without(title)
+    return made
 
 
 def _table(columns: Columns, view: View) -> render.Table:

@@ -94,7 +94,16 @@ def _sums(
     named: str | None,
 ) -> int:
     shown = rows.Shown(TCP, _SUMS, lambda batch: _of_ports(batch, ports))
-    view = table.View("tcp", shown, _order, "podscope tcp", args.output, args.once, named)
+    view = table.View(
+        kind="tcp",
+        shown=shown,
+        order=_order,
+        title="podscope tcp",
+        dispensable=("RST IN", "RST OUT", "CLOSED", "SENT", "RECEIVED", "SIDE", "ACCEPTS"),
+        output=args.output,
+        once=args.once,
+        named=named,
+    )
     from podscope.pipeline import watch
 
     with Lifetime() as lifetime, watch(("tcp",), interval) as watched:

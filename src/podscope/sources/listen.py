@@ -143,7 +143,7 @@ class Overflows:
     """
 
     def __init__(self) -> None:
-        self._known: dict[int, int] = {}
+        self._known: dict[int, int | None] = {}  # None: it could not be read
 
     def of(self, rows: npt.NDArray[np.void]) -> npt.NDArray[np.int64]:
         """Overflows of each listener in the interval, shape (n,); -1 where they cannot be told.
@@ -152,21 +152,36 @@ class Overflows:
             rows: with netns, pid and drops.
         """
         found = np.zeros(len(rows), np.int64)
-        for netns in np.unique(rows["netns"]).tolist():
+        namespaces = np.unique(rows["netns"]).tolist()
+        # A number may be another namespace's later.
+        self._known = {one: count for one, count in self._known.items() if one in namespaces}
+        for netns in namespaces:
             places = np.flatnonzero(rows["netns"] == netns)
             drops = rows["drops"][places].astype(np.int64)
-            if netns in self._known and not drops.any():
-                continue
-            now = _overflows(netns, rows["pid"][places].tolist())
-            if now is None:
-                found[places[drops > 0]] = UNKNOWN
-                continue
-            before = self._known.get(netns, now)
-            found[places] = share(drops, now - before)
-            told = found[places]
-            # What a drop is still to come for stays for the next interval.
-            self._known[netns] = now if (told < 0).any() else before + int(told.sum())
+            if netns not in self._known or drops.any():
+                found[places] = self._of_one(netns, drops, rows["pid"][places].tolist())
         return found
+
+    def _of_one(
+        self, netns: int, drops: npt.NDArray[np.int64], pids: Sequence[int]
+    ) -> npt.NDArray[np.int64]:
+        read = _counters(netns, pids)
+        before = self._known.get(netns)
+        if read is None:
+            self._known[netns] = None
+            return np.where(drops > 0, UNKNOWN, 0)
+        now = read.overflows
+        if before is None:
+            # All that was ever dropped there is of this interval, or none was an overflow.
+            whole = read.drops <= drops.sum() or not now
+            before = 0 if whole else now
+            if not whole and drops.any():
+                self._known[netns] = now
+                return np.where(drops > 0, UNKNOWN, 0)
+        told = share(drops, now - before)
+        # What a drop is still to come for stays for the next interval.
+        self._known[netns] = now if (told < 0).any() else before + int(told.sum())
+        return told
 
 
 def share(drops: npt.NDArray[np.int64], overflows: int) -> npt.NDArray[np.int64]:
@@ -182,8 +197,16 @@ def share(drops: npt.NDArray[np.int64], overflows: int) -> npt.NDArray[np.int64]
     return told
 
 
-def _overflows(netns: int, pids: Sequence[int]) -> int | None:
-    """ListenOverflows of a network namespace, by a process that is in it; None: none can be read.
+@dataclass(frozen=True)
+class Counters:
+    """What the kernel has counted in a network namespace since it was made."""
+
+    overflows: int
+    drops: int
+
+
+def _counters(netns: int, pids: Sequence[int]) -> Counters | None:
+    """Counters of a network namespace, by a process that is in it; None: they cannot be read.
 
     A listener's owner may have gone to another namespace since.
     """
@@ -192,15 +215,16 @@ def _overflows(netns: int, pids: Sequence[int]) -> int | None:
         try:
             if (process / "ns/net").stat().st_ino != netns:
                 continue
-            return listen_overflows((process / "net/netstat").read_text())
+            return listen_counters((process / "net/netstat").read_text())
         except OSError:
             continue
     return None
 
 
-def listen_overflows(text: str) -> int | None:
-    """TcpExt's ListenOverflows in the text of /proc/net/netstat: names in a line, then values."""
+def listen_counters(text: str) -> Counters | None:
+    """From the text of /proc/net/netstat: a line of names, then one of values."""
     lines = [line.split() for line in text.splitlines() if line.startswith("TcpExt:")]
-    if len(lines) != 2 or "ListenOverflows" not in lines[0]:
+    if len(lines) != 2 or not {"ListenOverflows", "ListenDrops"} <= set(lines[0]):
         return None
-    return int(lines[1][lines[0].index("ListenOverflows")])
+    told = dict(zip(*lines, strict=True))
+    return Counters(int(told["ListenOverflows"]), int(told["ListenDrops"]))
