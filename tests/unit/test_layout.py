@@ -18,7 +18,7 @@ ROOMS = (
     {"sources"},
     {"identity"},
     {"sinks", "store"},
-    {"pipeline"},
+    {"pipeline", "trace"},
     {"agent", "remote", "deploy"},
     {"commands", "tui", "web", "__main__"},
 )
