@@ -35,6 +35,10 @@ COMMANDS = (
     Command("up", "watch this machine: live table and Prometheus metrics", "podscope.commands.up"),
     Command("http", "rate, errors and duration by workload, live", "podscope.commands.http"),
     Command("requests", "the request log, one line a request", "podscope.commands.requests"),
+    Command("run", "a bpftrace program on a host, unit or process", "podscope.commands.run"),
+    Command(
+        "scripts", "the bpftrace programs that come with podscope", "podscope.commands.scripts"
+    ),
     Command("agent", "watch this node of a Kubernetes cluster", "podscope.commands.agent"),
     Command("install", "run the agent on every node of a cluster", "podscope.commands.install"),
     Command("status", "which nodes have an agent that is ready", "podscope.commands.status"),

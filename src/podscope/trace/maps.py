@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from podscope.trace import syntax
+from podscope.trace.unparse import expression
 
 # Functions that make a map an aggregation; what each map holds then.
 AGGREGATIONS = ("count", "sum", "avg", "min", "max", "stats", "hist", "lhist", "tseries")
@@ -32,12 +33,14 @@ class MapShape:
         kind: one of ``AGGREGATIONS``, or ``value`` for one that is set to values.
         key: for each part of a key ``number``, ``text``, ``stack`` or ``unknown``.
         scratch: whether the program deletes keys: it remembers something there, for a while.
+        titles: the parts of a key as the program has them.
     """
 
     name: str
     kind: str
     key: tuple[str, ...] = ()
     scratch: bool = False
+    titles: tuple[str, ...] = ()
 
 
 def shapes(program: syntax.Program) -> dict[str, MapShape]:
@@ -52,8 +55,11 @@ def shapes(program: syntax.Program) -> dict[str, MapShape]:
         before = found.get(target.name)
         if before is not None and before.kind != kind:
             kind = VALUE
-        key = _key(target) if before is None else _agreed(before.key, _key(target))
-        found[target.name] = MapShape(target.name, kind, key, target.name in scratch)
+        key = tuple(_type(one) for one in _parts(target))
+        titles = tuple(expression(one) for one in _parts(target))
+        if before is not None:
+            key, titles = _agreed(before.key, key), before.titles
+        found[target.name] = MapShape(target.name, kind, key, target.name in scratch, titles)
     return found
 
 
@@ -101,11 +107,11 @@ def _not_reading(node: object) -> list[str]:
     return []
 
 
-def _key(target: syntax.Map) -> tuple[str, ...]:
-    keys = target.keys
-    if len(keys) == 1 and isinstance(keys[0], syntax.Tuple):
-        keys = keys[0].items
-    return tuple(_type(one) for one in keys)
+def _parts(target: syntax.Map) -> tuple[syntax.Expression, ...]:
+    """The parts of a key: a tuple is one of as many."""
+    if len(target.keys) == 1 and isinstance(target.keys[0], syntax.Tuple):
+        return target.keys[0].items
+    return target.keys
 
 
 def _agreed(one: tuple[str, ...], other: tuple[str, ...]) -> tuple[str, ...]:

@@ -14,6 +14,8 @@ from podscope.trace.maps import MapShape
 
 # Which of the kernel's cgroups a confined program sees: kept up to date from outside.
 CGROUPS = "@podscope_cgroups"
+# How many lines a program has written: bpftrace does not tell of all that were lost.
+LINES = "@podscope_lines"
 _RESERVED = "@podscope_"
 # Probes that no program of the target runs: they are bpftrace's own, or a clock's.
 _UNCONFINED = frozenset({"BEGIN", "END", "begin", "end", "interval", "i", "self", "test", "bench"})
@@ -123,6 +125,50 @@ def with_snapshots(
     return replace(made, items=(*made.items, clock))
 
 
+def with_counted_lines(program: syntax.Program) -> syntax.Program:
+    """The program with a count of the lines that it writes.
+
+    The kernel tells of lost records when the next one finds room (perf_output_begin in
+    kernel/events/ring_buffer.c), so that the last ones lost are never told. This count is exact.
+    """
+    counted = syntax.Assign(syntax.Map(LINES), "=", syntax.Call("count"))
+
+    def change(node: Any) -> Any:
+        if not isinstance(node, syntax.Block):
+            return node
+        made: list[syntax.Statement] = []
+        for one in node.statements:
+            made += [counted, one] if _writes_a_line(one) else [one]
+        return syntax.Block(tuple(made))
+
+    return syntax.changed(program, change)
+
+
+def can_count_lines(program: syntax.Program) -> bool:
+    """Whether all lines are written by statements of their own, one each."""
+    calls = sum(isinstance(one, syntax.Call) and _is_line(one) for one in syntax.walk(program))
+    statements = sum(_writes_a_line(one) for one in syntax.walk(program))
+    others = any(
+        isinstance(one, syntax.Call) and one.name in ("cat", "system")
+        for one in syntax.walk(program)
+    )
+    return calls == statements and not others
+
+
+def _writes_a_line(node: object) -> bool:
+    return (
+        isinstance(node, syntax.Evaluate)
+        and isinstance(node.expression, syntax.Call)
+        and _is_line(node.expression)
+    )
+
+
+def _is_line(call: syntax.Call) -> bool:
+    if call.name == "print":
+        return not _prints_map(call)
+    return call.name in ("printf", "time", "join", "errorf", "warnf")
+
+
 def speaks(program: syntax.Program) -> bool:
     """Whether it writes lines while it runs, and not only at its beginning and end."""
     writers = {"printf", "time", "cat", "join", "system", "errorf", "warnf"}
@@ -136,6 +182,7 @@ def speaks(program: syntax.Program) -> bool:
 
 
 def _prints_map(call: syntax.Call) -> bool:
+    """Whether a whole map, or one entry of it, which some versions print as a map, too."""
     return bool(call.arguments) and isinstance(call.arguments[0], syntax.Map)
 
 

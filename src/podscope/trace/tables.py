@@ -73,7 +73,8 @@ class MapTable:
             added: npt.NDArray[Any] = self.values.sum(axis=1)
             return added
         if self.kind in STATISTICS:
-            return self.values[:, 1] / np.maximum(self.values[:, 0], 1)
+            means: npt.NDArray[Any] = self.values[:, 1] / np.maximum(self.values[:, 0], 1)
+            return means
         return self.values
 
 

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``podscope run`` and ``podscope scripts`` before anything runs: flags, files, targets."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+
+import pytest
+
+from podscope.__main__ import main
+from podscope.commands import run
+from podscope.errors import UsageError
+from podscope.trace import host_targets
+from podscope.trace import scripts
+
+ID = "4f1c9a" + "0" * 58
+
+
+def chosen(*words: str) -> run.Options:
+    parser = argparse.ArgumentParser()
+    run.add_arguments(parser)
+    return run.options(parser.parse_intermixed_args(words))
+
+
+def refusal(*words: str) -> str:
+    with pytest.raises(UsageError) as refused:
+        chosen(*words)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def test_script_and_target_are_told_apart_in_any_order():
+    for words in (("syscalls", "pid/7"), ("pid/7", "syscalls")):
+        told = chosen(*words)
+        assert (told.script.name, told.target) == ("syscalls", "pid/7")
+
+
+def test_with_a_program_the_words_are_targets():
+    told = chosen("-e", "BEGIN { exit(); }", "unit/a.service")
+    assert (told.script.text, told.target) == ("BEGIN { exit(); }", "unit/a.service")
+
+
+def test_times_may_be_seconds_as_in_kubectl_trace():
+    told = chosen("-e", "BEGIN {}", "--deadline", "60", "--deadline-grace-period", "1m")
+    assert (told.deadline, told.grace) == (60.0, 60.0)
+
+
+def test_head_of_a_file_names_the_columns(tmp_path):
+    # GIVEN
+    file = tmp_path / "x.bt"
+    file.write_text("// help: x\n// columns: pid, program\nBEGIN { exit(); }\n")
+
+    # WHEN / THEN
+    assert chosen("-f", str(file)).script.columns == ("pid", "program")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ((), "what to run? Give -e PROGRAM, -f FILE, or a name of 'podscope scripts'"),
+        (("pid/1",), "what to run? Give -e PROGRAM, -f FILE, or a name of 'podscope scripts'"),
+        (("-e", ""), "the program is empty"),
+        (("-e", "BEGIN {}", "-f", "x"), "-e and -f: give one of them"),
+        (("-e", "BEGIN {}", "--program", "x"), "-e and --program: give one of them"),
+        (("-f", "/nowhere/x.bt"), "-f /nowhere/x.bt: cannot be read: No such file or directory"),
+        (("-e", "BEGIN {}", "pid/1", "pid/2"), "TARGET: one is enough on a host: pid/1 pid/2"),
+        (("syscalls", "other"), "one script at a time: syscalls other"),
+        (("-e", "BEGIN {}", "--deadline", "soon"),
+         "--deadline: not a duration: 'soon'; write it as 200ms, 1s or 1m30s"),
+        (("-e", "BEGIN {}", "--interval", "1ms"),
+         "--interval: 1ms is too short; the least is 100ms"),
+    ],
+)  # fmt: skip
+def test_wrong_usage_is_one_line(words, told):
+    assert refusal(*words) == told
+
+
+def test_a_name_that_is_no_script_says_where_they_are_listed():
+    assert "'podscope scripts' lists them" in refusal("nothing")
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path):
+    (tmp_path / "x").write_bytes(b"\xff\xfe")
+    assert refusal("-f", f"{tmp_path}/x") == f"-f {tmp_path}/x: cannot be read: not UTF-8"
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A tree of cgroups as directories."""
+    for path in (
+        "system.slice/nginx.service/worker",
+        f"system.slice/docker-{ID}.scope/init",
+        f"kubepods/besteffort/pod11111111-2222-3333-4444-555555555555/{ID[:5]}b{ID[6:]}",
+    ):
+        (tmp_path / path).mkdir(parents=True)
+    return str(tmp_path)
+
+
+def test_a_unit_is_its_cgroup_and_all_below_it(root):
+    # GIVEN / WHEN
+    told = host_targets.find("unit/nginx", root)
+
+    # THEN
+    assert told.directories == host_targets.find("unit/nginx.service", root).directories
+    paths = {path.removeprefix(f"{root}/system.slice/") for path in told.cgroups().values()}
+    assert paths == {"nginx.service", "nginx.service/worker"}
+    assert {os.stat(path).st_ino for path in told.cgroups().values()} == set(told.cgroups())
+
+
+def test_a_container_is_found_by_its_id_and_not_by_its_parts(root):
+    told = host_targets.find(f"container/{ID[:12]}", root)
+    assert told.directories == (f"{root}/system.slice/docker-{ID}.scope",)
+    assert len(told.cgroups()) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("nginx", "not a target on this host: 'nginx'; write it as unit/nginx.service"),
+        ("unit/", "not a target on this host: 'unit/'"),
+        ("deploy/web", "not a target on this host: 'deploy/web'"),
+        ("unit/apache", "no unit 'apache.service' runs on this host"),
+        ("container/beef", "no container with this id has a cgroup of version 2 on this host"),
+        ("container/4f1", "give 4 digits of the id or more"),
+        ("container/4f1c9", "more than one container"),
+        ("pid/x", "not a process id; write it as pid/300"),
+        ("pid/0", "not a process id; write it as pid/300"),
+        ("pid/4194999", "there is no process 4194999"),
+    ],
+)
+def test_a_target_that_is_none_is_refused(root, text, told):
+    if text == "container/4f1c9":
+        text = f"container/{ID[:5]}"
+    with pytest.raises(UsageError) as refused:
+        host_targets.find(text, root)
+    assert told in str(refused.value)
+
+
+def test_scripts_are_listed_with_their_help(capsys):
+    assert main(["scripts"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(scripts.names())
+    assert "syscalls" in scripts.names()
+
+
+def test_scripts_as_json_say_what_their_heads_say(capsys):
+    assert main(["scripts", "-o", "json"]) == 0
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [one["name"] for one in told] == list(scripts.names())
+    assert all(one["help"] for one in told)
+
+
+def test_a_script_is_shown_whole(capsys):
+    assert main(["scripts", "syscalls"]) == 0
+    assert capsys.readouterr().out == scripts.load("syscalls").text
+
+
+def test_words_may_stand_between_flags(capsys):
+    assert main(["run", "syscalls", "--interval", "1s", "pid/4194999", "-o", "json"]) in (1, 2)
+    assert "unknown argument" not in capsys.readouterr().err
+
+
+def test_without_root_nothing_is_begun(capsys, monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert main(["run", "-e", "BEGIN { exit(); }"]) == 1
+    assert capsys.readouterr().err == "podscope: bpftrace needs root: run it with sudo\n"
