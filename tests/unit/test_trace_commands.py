@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,7 @@ from podscope.commands import run
 from podscope.errors import UsageError
 from podscope.trace import host_targets
 from podscope.trace import scripts
+from podscope.trace import session
 
 ID = "4f1c9a" + "0" * 58
 
@@ -150,6 +152,60 @@ def test_scripts_as_json_say_what_their_heads_say(capsys):
     told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [one["name"] for one in told] == list(scripts.names())
     assert all(one["help"] for one in told)
+
+
+def test_reference_has_every_script_with_its_help_and_columns():
+    # GIVEN
+    text = (Path(__file__).parents[2] / "docs/reference/scripts.md").read_text()
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| `")]
+
+    # WHEN
+    told = {row[0].strip("| `"): (row[1].partition("; not:")[0], row[2]) for row in rows}
+
+    # THEN
+    for name in scripts.names():
+        one = scripts.load(name)
+        assert told.pop(name) == (one.help, ", ".join(f"`{column}`" for column in one.columns))
+    assert told == {}
+
+
+def test_rows_have_times_as_numbers_and_plain_addresses():
+    row = scripts.row(["1700000000", "::ffff:10.0.0.1", "fe80::1", "17"],
+                      ["time", "saddr", "daddr", "program"])  # fmt: skip
+    assert row == [1700000000, "10.0.0.1", "fe80::1", "17"]
+
+
+def test_head_of_a_program_says_whose_its_events_are(root):
+    # GIVEN
+    text = "// cgroup: args->cgroup_id + 1\nkprobe:f { @ = count(); }"
+    target = host_targets.find("unit/nginx", root)
+
+    # WHEN
+    made = session.prepare(text, target)
+
+    # THEN
+    assert "/ @podscope_cgroups[args->cgroup_id + 1] /" in made.text
+    with pytest.raises(UsageError, match="its events run in other programs"):
+        session.prepare(text, host_targets.HostTarget("pid/1", pid=1))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("iter:task { @ = count(); }", "cannot be confined to a target"),
+        ("BEGIN { @podscope_cgroups[1] = 1; }", "podscope's own"),
+        ("kprobe:f {", "ends too early"),
+        ("// cgroup: 1; exit()\nkprobe:f { @ = count(); }", "not an expression"),
+    ],
+)
+def test_a_program_that_cannot_be_confined_is_refused(root, text, told):
+    with pytest.raises(UsageError, match=told):
+        session.prepare(text, host_targets.find("unit/nginx", root))
+
+
+def test_container_pid_needs_a_target():
+    with pytest.raises(UsageError, match="only a target has one"):
+        session.prepare("uprobe:/proc/$container_pid/exe:f { @ = count(); }", None)
 
 
 def test_a_script_is_shown_whole(capsys):

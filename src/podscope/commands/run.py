@@ -265,6 +265,7 @@ def _show_csv(trace: Trace, chosen: Options, out: TextIO) -> None:
     from podscope.trace import show as forms
     from podscope.trace.decode import Text
     from podscope.trace.decode import Value
+    from podscope.trace.scripts import row
 
     columns = chosen.script.columns
     if columns:
@@ -274,8 +275,8 @@ def _show_csv(trace: Trace, chosen: Options, out: TextIO) -> None:
         last = answer
         for line in answer.lines:
             if isinstance(line, Value):
-                row = line.value if isinstance(line.value, list) else [line.value]
-                out.write(forms.csv_row(row))
+                values = line.value if isinstance(line.value, list) else [line.value]
+                out.write(forms.csv_row(row(values, columns) if columns else values))
             elif isinstance(line, Text):
                 # Not a row: it would break the form.
                 sys.stderr.write(line.text)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -55,6 +56,15 @@ class Limits:
         for directory in self._made:
             with suppress(OSError):
                 (directory / "cgroup.procs").write_text(str(pid))
+
+    def ran_out(self) -> bool:
+        """Whether the kernel has killed a process for the limit of memory."""
+        for directory in self._made:
+            for name in ("memory.events", "memory.oom_control"):
+                with suppress(OSError):
+                    if re.search(r"^oom_kill [1-9]", (directory / name).read_text(), re.MULTILINE):
+                        return True
+        return False
 
     def close(self) -> None:
         """Remove the directories; they are busy for a moment after the process has ended."""

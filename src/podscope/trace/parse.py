@@ -47,6 +47,15 @@ def parse(text: str) -> syntax.Program:
     return program
 
 
+def parse_expression(text: str) -> syntax.Expression:
+    """The tree of an expression alone. Raises ProgramError."""
+    (probe,) = parse(f"BEGIN {{ {text}; }}").probes
+    statements = probe.body.statements
+    if len(statements) != 1 or not isinstance(statements[0], syntax.Evaluate):
+        raise ProgramError(f"not an expression: {text!r}")
+    return statements[0].expression
+
+
 @cache
 def _grammar() -> Lark:
     rules = resources.files("podscope.trace").joinpath("grammar.lark").read_text("utf-8")

@@ -40,15 +40,21 @@ def unconfinable(program: syntax.Program) -> tuple[str, ...]:
     )
 
 
-def confined_to_cgroups(program: syntax.Program, ids: Iterable[int]) -> syntax.Program:
+def confined_to_cgroups(
+    program: syntax.Program, ids: Iterable[int], whose: syntax.Expression | None = None
+) -> syntax.Program:
     """The program with a predicate on every probe: the current task's cgroup is one of these.
 
     The test is a look-up in a map of the program, so that what joins the target later can be
     added while it runs. ``cgroup`` is ``bpf_get_current_cgroup_id()``, the inode of the cgroup's
     directory in the hierarchy of version 2: that of the leaf, so ids of all leaves are needed.
+
+    Args:
+        program: what to confine.
+        ids: of the target's cgroups as they are now.
+        whose: what gives the id in its place, where events are another's than the current task's.
     """
-    current = syntax.Name("cgroup")
-    predicate = syntax.Map(CGROUPS, (current,))
+    predicate = syntax.Map(CGROUPS, (whose or syntax.Name("cgroup"),))
     made = _confined(program, predicate)
     first = sorted(ids)[:MOST_IN_BEGIN]
     # Typed, and there at once: the map would else not exist where no id is known yet.
@@ -114,10 +120,16 @@ def with_snapshots(
     """The program with a probe that prints its maps at intervals, between two marks.
 
     Maps are printed as they stand and never cleared: what comes between a print and a clear would
-    be in neither. A mark at the end tells that what follows are the last values. Maps in which a
-    program only remembers something are left out until then.
+    be in neither. A mark at the end tells that what follows are the last values. Until then two
+    kinds of maps are left out: those in which a program only remembers something, and those with
+    stacks of user space, whose names bpftrace would look up anew each time.
     """
-    shown = [one for one in maps if not (one.scratch and one.kind == VALUE)]
+    shown = [
+        one
+        for one in maps
+        if not (one.scratch and one.kind == VALUE)
+        and not any(title.startswith("ustack") for title in one.titles)
+    ]
     prints = [_call("print", syntax.Map(one.name)) for one in shown]
     body = syntax.Block((_mark(token, "begin"), *prints, _mark(token, "end")))
     clock = syntax.Probe((f"interval:ms:{interval_ms}",), None, body)

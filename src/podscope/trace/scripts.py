@@ -7,17 +7,23 @@ The first comment lines of a script are its description:
     // columns: names for the parts of the tuples that it prints, with commas
     // arguments: what $1 and on are
     // without: what is missing from it, and why
+    // cgroup: whose an event is, an expression in place of the cgroup of the program that runs
+
+The last is for probes that run in another program than the one they are about, as those of packets:
+there the socket says whose it is.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
+from typing import Any
 
 from podscope.errors import UsageError
 
-_FIELD = re.compile(r"^// (help|columns|arguments|without): (.+)$", re.MULTILINE)
+_FIELD = re.compile(r"^// (help|columns|arguments|without|cgroup): (.+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,7 @@ class Script:
     columns: tuple[str, ...] = ()
     arguments: str = ""
     without: str = ""
+    cgroup: str = ""
 
 
 def names() -> tuple[str, ...]:
@@ -66,4 +73,19 @@ def read(name: str, text: str) -> Script:
         columns,
         told.get("arguments", ""),
         told.get("without", ""),
+        told.get("cgroup", ""),
     )
+
+
+def row(values: Sequence[Any], columns: Sequence[str]) -> list[Any]:
+    """A printed tuple as a row: a ``time`` as a number of seconds (versions differ), and an IPv4
+    address written as one of IPv6 (RFC 4291, 2.5.5.2) as what it is."""
+    return [_cell(value, name) for value, name in zip(values, columns, strict=True)]
+
+
+def _cell(value: Any, name: str) -> Any:
+    if not isinstance(value, str):
+        return value
+    if name == "time" and value.isdigit():
+        return int(value)
+    return value.removeprefix("::ffff:") if name in ("saddr", "daddr") and "." in value else value

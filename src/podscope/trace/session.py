@@ -25,6 +25,7 @@ from podscope.trace.bpftrace import Child
 from podscope.trace.bpftrace import find
 from podscope.trace.host_targets import HostTarget
 from podscope.trace.host_targets import find as find_target
+from podscope.trace.limits import MEMORY_BYTES
 from podscope.trace.limits import Limits
 from podscope.trace.limits import tidy
 from podscope.trace.maps import MapShape
@@ -33,6 +34,8 @@ from podscope.trace.maps import shapes
 from podscope.trace.members import Members
 from podscope.trace.parse import ProgramError
 from podscope.trace.parse import parse
+from podscope.trace.parse import parse_expression
+from podscope.trace.scripts import read
 from podscope.trace.tables import HISTOGRAMS
 from podscope.trace.tables import STATISTICS
 from podscope.trace.tables import MapTable
@@ -131,16 +134,19 @@ def prepare(
     token = f"podscope-{os.urandom(6).hex()}"
     program = rewrite.with_snapshots(program, known.values(), token, round(interval * 1000))
     if target is not None and confine:
-        program = _confined(program, target)
+        program = _confined(program, target, read("", text).cgroup)
     return Prepared(unparse(program), known, token, speaks, counts_lines)
 
 
-def _confined(program: syntax.Program, target: HostTarget) -> syntax.Program:
+def _confined(program: syntax.Program, target: HostTarget, whose: str) -> syntax.Program:
     if walks := rewrite.unconfinable(program):
         raise UsageError(f"{walks[0]}: walks the whole host, and cannot be confined to a target")
+    if target.pid and whose:
+        raise UsageError(f"{target.text}: its events run in other programs; a unit or a container")
     if target.pid:
         return rewrite.confined_to_process(program, target.pid)
-    return rewrite.confined_to_cgroups(program, target.cgroups())
+    expression = parse_expression(whose) if whose else None
+    return rewrite.confined_to_cgroups(program, target.cgroups(), expression)
 
 
 def trace(
@@ -226,6 +232,7 @@ class Trace:
         self._members: Members | None = None
         self._end = time.monotonic() + deadline
         self._stopped: float | None = None
+        self._gave_up = False
         self._output = _Output(prepared, self.bpftrace.version)
         self.notes: list[str] = [*prepared.notes]
         if not self._limits.limited:
@@ -251,7 +258,7 @@ class Trace:
         self._leave_target()
         complaints = self._child.complaints()
         if code != 0:
-            raise PodscopeError(f"bpftrace: {_why(code, complaints)}")
+            raise PodscopeError(f"bpftrace: {self._why(code, complaints)}")
         self.notes += complaints
         yield self._output.end()
 
@@ -280,6 +287,16 @@ class Trace:
         self._child.close()
         self._limits.close()
 
+    def _why(self, code: int, complaints: Sequence[str]) -> str:
+        """What made it end in an error."""
+        if self._gave_up:
+            return f"did not print its maps within {self._grace:g} s of grace, and was killed"
+        if self._limits.ran_out():
+            return f"needed more than {MEMORY_BYTES >> 20} MiB of memory, and was killed"
+        if complaints:
+            return "; ".join(complaints[-3:])
+        return f"ended by signal {-code}" if code < 0 else f"ended with code {code}"
+
     def _next(self) -> bytes | None:
         """The next piece of output; None at its end. Ends the program when its time is up."""
         while True:
@@ -294,6 +311,7 @@ class Trace:
         if self._stopped is None and now >= self._end:
             self.stop()
         elif self._stopped is not None and now >= self._stopped + self._grace:
+            self._gave_up = True
             self._child.kill()
 
     def _follow_target(self) -> None:
@@ -314,14 +332,6 @@ class Trace:
         if self._members is not None:
             members, self._members = self._members, None
             members.close()
-
-
-def _why(code: int, complaints: Sequence[str]) -> str:
-    if complaints:
-        return "; ".join(complaints[-3:])
-    if code < 0:
-        return f"ended by signal {-code}"
-    return f"ended with code {code}"
 
 
 class _Output:

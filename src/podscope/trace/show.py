@@ -17,6 +17,7 @@ from podscope.trace.decode import Text
 from podscope.trace.decode import Value
 from podscope.trace.maps import VALUE
 from podscope.trace.maps import MapShape
+from podscope.trace.scripts import row
 from podscope.trace.session import Answer
 from podscope.trace.session import Line
 from podscope.trace.tables import HIGHEST
@@ -114,6 +115,7 @@ class Columns:
 
     def lines(self, values: Sequence[Any]) -> str:
         """A line, and before the first one the header."""
+        values = row(values, self._names)
         cells = [render.clean(_plain(value)) for value in values]
         self._widths = [
             max(width, render.text_width(cell))
@@ -250,7 +252,7 @@ def _plain(value: Any) -> str:
 
 def _json_value(value: Any, columns: Sequence[str]) -> dict[str, Any]:
     if isinstance(value, list) and len(value) == len(columns):
-        return {"kind": "row"} | dict(zip(columns, value, strict=True))
+        return {"kind": "row"} | dict(zip(columns, row(value, columns), strict=True))
     return {"kind": "value", "value": value}
 
 
