@@ -473,6 +473,19 @@ def test_the_second_interrupt_leaves_at_once():
     assert all(is_gone(pid) for pid in run.bpftrace)
 
 
+@pytest.mark.parametrize("seconds", [0.0, 0.05, 0.1, 0.2])
+def test_an_interrupt_before_the_program_has_begun_is_a_clean_end(seconds):
+    # GIVEN
+    with podscope.trace(CALLS) as trace:
+        # WHEN
+        time.sleep(seconds)
+        trace.stop()
+
+        # THEN
+        *_, last = trace
+    assert last.last
+
+
 def test_nothing_stays_attached_when_podscope_is_killed():
     # GIVEN
     run = Run("-e", CALLS + READY)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import queue
+import signal
 import time
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -257,7 +258,9 @@ class Trace:
         code = self._child.wait()
         self._leave_target()
         complaints = self._child.complaints()
-        if code != 0:
+        # Told to end before it had begun, it has no handler yet.
+        early = self._stopped is not None and code == -signal.SIGINT
+        if code != 0 and not early:
             raise PodscopeError(f"bpftrace: {self._why(code, complaints)}")
         self.notes += complaints
         yield self._output.end()
