@@ -569,3 +569,47 @@ def test_arguments_are_positional_parameters():
     code, out, _ = Run("-e", 'BEGIN { printf("%s %d\\n", str($1), $2); exit(); }',
                        "--args", "a b", "--args", "7").end()  # fmt: skip
     assert (code, out.splitlines()[0]) == (0, "a b 7")
+
+
+def test_traces_of_two_places_become_one_exact_answer(tmp_path):
+    # GIVEN two traces at once, each of its own unit
+    root = Path(find_cgroup2())
+    names = [f"podscope-test-{os.getpid()}-{place}.service" for place in ("one", "two")]
+    program = "tracepoint:syscalls:sys_enter_getppid { @n = count(); @h = hist(5); }"
+    with (
+        cgroup(root / names[0]) as one,
+        cgroup(root / names[1]) as two,
+        running(one) as first_caller,
+        running(two) as second_caller,
+    ):
+        runs = [
+            Run("-e", program, f"unit/{name}", "-o", "snapshots", "--interval", "100ms",
+                "--output", f"{tmp_path}/{place}.trace")
+            for place, name in enumerate(names)
+        ]  # fmt: skip
+        for place in range(2):
+            until(partial(_has_answer, tmp_path / f"{place}.trace"), "a first answer")
+
+        # WHEN
+        first_caller.call(300)
+        second_caller.call(45)
+        for run in runs:
+            run.process.send_signal(signal.SIGINT)
+        assert [run.end()[0] for run in runs] == [0, 0]
+    merged = subprocess.run(
+        [sys.executable, "-m", "podscope", "get", "-o", "json", *map(str, tmp_path.glob("*"))],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+    # THEN
+    told = [json.loads(line) for line in merged.splitlines()]
+    maps = {one["name"]: one["entries"] for one in told if one["kind"] == "map"}
+    assert maps["@n"] == [{"key": [], "value": 345}]
+    assert maps["@h"] == [{"key": [], "buckets": [{"min": 4, "max": 7, "count": 345}]}]
+    assert told[-1]["whole"] is True
+
+
+def _has_answer(path: Path) -> bool:
+    return path.exists() and '"kind":"answer"' in path.read_text()

@@ -36,6 +36,7 @@ COMMANDS = (
     Command("http", "rate, errors and duration by workload, live", "podscope.commands.http"),
     Command("requests", "the request log, one line a request", "podscope.commands.requests"),
     Command("run", "a bpftrace program on a host, unit or process", "podscope.commands.run"),
+    Command("get", "traces that were kept, those of many hosts as one", "podscope.commands.get"),
     Command(
         "scripts", "the bpftrace programs that come with podscope", "podscope.commands.scripts"
     ),

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from podscope.trace.session import Trace
 
 HELP = "Run a bpftrace program, confined to a target, and show its maps live."
-FORMS = ("table", "json", "csv")
+FORMS = ("table", "json", "csv", "snapshots")
 _LEAST_INTERVAL_NS = 100 * 10**6
 _SECOND_NS = 10**9
 # What each reason of a loss means, for people.
@@ -77,7 +77,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--args", action="append", metavar="TEXT", default=[], help="$1 and on; may be repeated"
     )
     parser.add_argument(
-        "-o", "--form", choices=FORMS, default="table", help="form (default: table)"
+        "-o",
+        "--form",
+        choices=FORMS,
+        default="table",
+        help="form (default: table); snapshots are for 'podscope get'",
     )
     parser.add_argument(
         "--output",
@@ -210,7 +214,7 @@ def _place(chosen: Options) -> AbstractContextManager[TextIO]:
         return nullcontext(sys.stdout)
     path = chosen.output
     if path.endswith("/") or os.path.isdir(path):
-        ending = {"table": "txt"}.get(chosen.form, chosen.form)
+        ending = {"table": "txt", "snapshots": "trace"}.get(chosen.form, chosen.form)
         stamp = time.strftime("%Y%m%d-%H%M%S")
         path = os.path.join(path, f"podscope-trace-{stamp}-{os.getpid()}.{ending}")
     try:
@@ -229,6 +233,9 @@ def show(trace: Trace, chosen: Options, out: TextIO) -> None:
     start = time.monotonic()
     if chosen.form == "json":
         _show_json(trace, chosen, out, start)
+        return
+    if chosen.form == "snapshots":
+        _show_snapshots(trace, chosen, out)
         return
     if chosen.form == "csv":
         _show_csv(trace, chosen, out)
@@ -259,6 +266,29 @@ def _show_json(trace: Trace, chosen: Options, out: TextIO, start: float) -> None
         "notes": trace.notes,
     }
     out.write(json.dumps(summary, ensure_ascii=False) + "\n")
+
+
+def _show_snapshots(trace: Trace, chosen: Options, out: TextIO) -> None:
+    import socket
+
+    from podscope.trace import reports
+
+    about = reports.About(
+        node=socket.gethostname(),
+        target=chosen.target,
+        program=chosen.script.text,
+        bpftrace=".".join(map(str, trace.bpftrace.version)),
+        columns=chosen.script.columns,
+    )
+    out.write(reports.begin_line(about))
+    out.flush()
+    try:
+        for answer in trace:
+            out.write(reports.answer_line(answer, trace.prepared.shapes, trace.lost, trace.full))
+            out.flush()
+    except PodscopeError as error:
+        out.write(reports.failed_line(str(error)))
+        raise
 
 
 def _show_csv(trace: Trace, chosen: Options, out: TextIO) -> None:

@@ -99,7 +99,7 @@ def table(data: MapData, shape: MapShape | None, version: Version) -> MapTable:
         pairs = [(int(one["count"]), int(one["total"])) for one in values]
         made = MapTable(data.name, kind, keys, integers(pairs).reshape(-1, 2))
     elif kind == VALUE:
-        made = MapTable(data.name, kind, keys, _objects(values))
+        made = MapTable(data.name, kind, keys, objects(values))
     else:
         made = MapTable(data.name, kind, keys, integers([int(one) for one in values]))
     return replace(_without_twins(made), unsplit=unsplit)
@@ -129,7 +129,8 @@ def integers(numbers: Sequence[Any]) -> npt.NDArray[Any]:
         return np.array(numbers, object)
 
 
-def _objects(values: Sequence[Any]) -> npt.NDArray[Any]:
+def objects(values: Sequence[Any]) -> npt.NDArray[Any]:
+    """The values as objects, shape (n,)."""
     made = np.empty(len(values), object)
     for number, value in enumerate(values):  # one by one: lists are values too, and no axis
         made[number] = value
@@ -275,7 +276,7 @@ def apart(parts: Mapping[str, MapTable]) -> MapTable:
     """Tables of several nodes one below the other: the node's name is the first part of a key."""
     tables = list(parts.values())
     keys = tuple((node, *key) for node, one in parts.items() for key in one.keys)
-    values = np.concatenate([_objects(one.values.tolist()) for one in tables])
+    values = np.concatenate([objects(one.values.tolist()) for one in tables])
     return MapTable(
         name=tables[0].name,
         kind=VALUE,
