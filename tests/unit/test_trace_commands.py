@@ -67,7 +67,6 @@ def test_head_of_a_file_names_the_columns(tmp_path):
         (("-e", "BEGIN {}", "-f", "x"), "-e and -f: give one of them"),
         (("-e", "BEGIN {}", "--program", "x"), "-e and --program: give one of them"),
         (("-f", "/nowhere/x.bt"), "-f /nowhere/x.bt: cannot be read: No such file or directory"),
-        (("-e", "BEGIN {}", "pid/1", "pid/2"), "TARGET: one is enough on a host: pid/1 pid/2"),
         (("syscalls", "other"), "one script at a time: syscalls other"),
         (("-e", "BEGIN {}", "--deadline", "soon"),
          "--deadline: not a duration: 'soon'; write it as 200ms, 1s or 1m30s"),
@@ -117,9 +116,27 @@ def test_a_container_is_found_by_its_id_and_not_by_its_parts(root):
     assert len(told.cgroups()) == 2
 
 
+def test_a_pod_is_its_own_cgroup_with_its_containers(root):
+    uid = "11111111-2222-3333-4444-555555555555"
+    told = host_targets.find(f"pod/{uid}", root)
+    assert [os.path.basename(one) for one in told.directories] == [f"pod{uid}"]
+    assert len(told.cgroups()) == 2
+
+
+def test_several_targets_are_one(root):
+    told = host_targets.find_all(["unit/nginx", f"container/{ID}"], root)
+    assert len(told.directories) == 2 and len(told.cgroups()) == 4
+    both = host_targets.find_all([f"pid/{os.getpid()}", "pid/1"], root)
+    assert both.pids == (os.getpid(), 1) and both.first_pid() == 1
+    assert "/ pid == " in session.prepare("kprobe:f { @ = count(); }", both).text
+    with pytest.raises(UsageError, match="do not go together"):
+        host_targets.find_all(["pid/1", "unit/nginx"], root)
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
+        ("pod/1111", "no pod with this UID has a cgroup on this host"),
         ("nginx", "not a target on this host: 'nginx'; write it as unit/nginx.service"),
         ("unit/", "not a target on this host: 'unit/'"),
         ("deploy/web", "not a target on this host: 'deploy/web'"),
@@ -186,7 +203,7 @@ def test_head_of_a_program_says_whose_its_events_are(root):
     # THEN
     assert "/ @podscope_cgroups[args->cgroup_id + 1] /" in made.text
     with pytest.raises(UsageError, match="its events run in other programs"):
-        session.prepare(text, host_targets.HostTarget("pid/1", pid=1))
+        session.prepare(text, host_targets.HostTarget("pid/1", pids=(1,)))
 
 
 @pytest.mark.parametrize(

@@ -61,10 +61,15 @@ def test_every_probe_but_clocks_and_bpftraces_own_is_confined():
 
 def test_a_probe_with_free_and_confined_points_becomes_two():
     # GIVEN / WHEN
-    confined = rewrite.confined_to_process(parse("interval:s:1, kprobe:f { @ = count(); }"), 42)
+    confined = rewrite.confined_to_processes(
+        parse("interval:s:1, kprobe:f /tid/ { @ = count(); }"), (42, 43)
+    )
 
     # THEN
-    assert predicates(confined) == {"interval:s:1": "", "kprobe:f": "pid == 42"}
+    assert predicates(confined) == {
+        "interval:s:1": "tid",
+        "kprobe:f": "(pid == 42 || pid == 43) && tid",
+    }
 
 
 def test_a_begin_with_a_predicate_still_learns_the_cgroups():

@@ -65,8 +65,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "words",
         nargs="*",
-        metavar="[SCRIPT] [TARGET]",
-        help="a shipped script, unless -e or -f is given; unit/X, container/ID or pid/N",
+        metavar="[SCRIPT] [TARGET...]",
+        help="a shipped script, unless -e or -f is given; unit/X, container/ID, pod/UID, pid/N",
     )
     parser.add_argument("-e", "--eval", metavar="PROGRAM", help="the program")
     parser.add_argument(
@@ -120,14 +120,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def options(args: argparse.Namespace) -> Options:
     """The flags as values; raises UsageError."""
     script, targets = _script(args)
-    if len(targets) > 1:
-        raise UsageError(f"TARGET: one is enough on a host: {' '.join(targets)}")
     if not script.text.strip():
         raise UsageError("the program is empty")
     interval = filters.duration_ns(args.interval, "--interval", least_ns=_LEAST_INTERVAL_NS)
     return Options(
         script=script,
-        target=targets[0] if targets else "",
+        target=" ".join(targets),
         arguments=tuple(args.args),
         form=args.form,
         output="" if args.output == "stdout" else args.output,
@@ -188,7 +186,7 @@ def run(args: argparse.Namespace) -> int:
     import podscope.trace.session as sessions
 
     with Lifetime() as lifetime:
-        found = sessions.on_host(chosen.target)
+        found = sessions.on_host(chosen.target.split())
         prepared = sessions.prepare(
             chosen.script.text, found, confine=chosen.confine, interval=chosen.interval
         )

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a trace on one host is confined to: a unit, a container, a process."""
+"""What a trace on one host is confined to: units, containers, pods, processes."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 from podscope.errors import UsageError
 from podscope.identity.cgroup_layouts import container_of
 
-FORMS = "unit/nginx.service, container/ID or pid/N"
+FORMS = "unit/nginx.service, container/ID, pod/UID or pid/N"
 _SUFFIXES = (".service", ".scope", ".slice")
 # Of a container's id: fewer are too likely to be another's.
 _LEAST_DIGITS = 4
@@ -24,13 +25,13 @@ class HostTarget:
 
     Attributes:
         text: as the user named it.
-        directories: cgroups of version 2, with all that is below them; empty for a process.
-        pid: of a process; 0 for a target of cgroups.
+        directories: cgroups of version 2, with all that is below them; empty for processes.
+        pids: of processes; empty for a target of cgroups.
     """
 
     text: str
     directories: tuple[str, ...] = ()
-    pid: int = 0
+    pids: tuple[int, ...] = ()
 
     def cgroups(self) -> dict[int, str]:
         """Ids of all cgroups of the target as it is now, with their directories.
@@ -50,8 +51,8 @@ class HostTarget:
         Raises:
             UsageError: none runs.
         """
-        if self.pid:
-            return self.pid
+        if self.pids:
+            return min(self.pids)
         pids = [pid for directory in self.cgroups().values() for pid in _processes(directory)]
         if not pids:
             raise UsageError(f"{self.text}: no process runs there, $container_pid has no value")
@@ -73,9 +74,26 @@ def find(text: str, root: str) -> HostTarget:
         return _process(text, name)
     if slash and name and kind in ("unit", "service"):
         return _unit(text, name, root)
+    if slash and name and kind == "pod":
+        return _pod(text, name, root)
     if slash and name and kind == "container":
         return _container(text, name, root)
     raise UsageError(f"TARGET: not a target on this host: {text!r}; write it as {FORMS}")
+
+
+def find_all(texts: Sequence[str], root: str) -> HostTarget:
+    """Several targets as one.
+
+    Raises:
+        UsageError: as ``find``; or processes and cgroups are mixed, which are told apart in
+            different ways.
+    """
+    found = [find(text, root) for text in texts]
+    directories = tuple(dict.fromkeys(one for target in found for one in target.directories))
+    pids = tuple(dict.fromkeys(pid for target in found for pid in target.pids))
+    if pids and directories:
+        raise UsageError(f"TARGET: {' '.join(texts)}: processes and others do not go together")
+    return HostTarget(" ".join(texts), directories, pids)
 
 
 def _process(text: str, name: str) -> HostTarget:
@@ -83,7 +101,7 @@ def _process(text: str, name: str) -> HostTarget:
         raise UsageError(f"TARGET: {text}: not a process id; write it as pid/300")
     if not os.path.isdir(f"/proc/{int(name)}"):
         raise UsageError(f"TARGET: {text}: there is no process {name}")
-    return HostTarget(text, pid=int(name))
+    return HostTarget(text, pids=(int(name),))
 
 
 def _unit(text: str, name: str, root: str) -> HostTarget:
@@ -92,6 +110,20 @@ def _unit(text: str, name: str, root: str) -> HostTarget:
     if not found:
         raise UsageError(f"TARGET: {text}: no unit {full!r} runs on this host")
     return HostTarget(text, tuple(found))
+
+
+def _pod(text: str, uid: str, root: str) -> HostTarget:
+    """A pod's own cgroup, so that containers which start later are in it."""
+    found = [one for one in _below(root) if _pod_uid(one.removeprefix(root)) == uid]
+    if not found:
+        raise UsageError(f"TARGET: {text}: no pod with this UID has a cgroup on this host")
+    least = min(one.count("/") for one in found)
+    return HostTarget(text, tuple(one for one in found if one.count("/") == least))
+
+
+def _pod_uid(path: str) -> str:
+    told = container_of(path)
+    return "" if told is None else told.pod_uid
 
 
 def _container(text: str, name: str, root: str) -> HostTarget:

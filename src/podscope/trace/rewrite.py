@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -62,9 +63,12 @@ def confined_to_cgroups(
     return _with_first(made, "BEGIN", known)
 
 
-def confined_to_process(program: syntax.Program, pid: int) -> syntax.Program:
-    """The program with a predicate on every probe: the current task is of this process."""
-    wanted = syntax.Binary(syntax.Name("pid"), "==", syntax.Integer(str(pid)))
+def confined_to_processes(program: syntax.Program, pids: Sequence[int]) -> syntax.Program:
+    """The program with a predicate on every probe: the current task is of one of these."""
+    tests = [syntax.Binary(syntax.Name("pid"), "==", syntax.Integer(str(pid))) for pid in pids]
+    wanted: syntax.Expression = tests[0]
+    for one in tests[1:]:
+        wanted = syntax.Binary(wanted, "||", one)
     return _confined(program, wanted)
 
 

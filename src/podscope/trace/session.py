@@ -25,7 +25,7 @@ from podscope.trace.bpftrace import Bpftrace
 from podscope.trace.bpftrace import Child
 from podscope.trace.bpftrace import find
 from podscope.trace.host_targets import HostTarget
-from podscope.trace.host_targets import find as find_target
+from podscope.trace.host_targets import find_all
 from podscope.trace.limits import MEMORY_BYTES
 from podscope.trace.limits import Limits
 from podscope.trace.limits import tidy
@@ -91,9 +91,9 @@ class Answer:
     last: bool = False
 
 
-def on_host(target: str) -> HostTarget | None:
-    """What a target's text means on this host; None: all of it. Raises UsageError."""
-    return find_target(target, find_cgroup2()) if target else None
+def on_host(targets: Sequence[str]) -> HostTarget | None:
+    """What targets mean on this host; None: all of it. Raises UsageError."""
+    return find_all(targets, find_cgroup2()) if targets else None
 
 
 def prepare(
@@ -142,10 +142,10 @@ def prepare(
 def _confined(program: syntax.Program, target: HostTarget, whose: str) -> syntax.Program:
     if walks := rewrite.unconfinable(program):
         raise UsageError(f"{walks[0]}: walks the whole host, and cannot be confined to a target")
-    if target.pid and whose:
+    if target.pids and whose:
         raise UsageError(f"{target.text}: its events run in other programs; a unit or a container")
-    if target.pid:
-        return rewrite.confined_to_process(program, target.pid)
+    if target.pids:
+        return rewrite.confined_to_processes(program, target.pids)
     expression = parse_expression(whose) if whose else None
     return rewrite.confined_to_cgroups(program, target.cgroups(), expression)
 
@@ -164,7 +164,8 @@ def trace(
 
     Args:
         program: its text.
-        target: ``unit/NAME``, ``container/ID`` or ``pid/N``; empty: the whole host.
+        target: ``unit/NAME``, ``container/ID``, ``pod/UID`` or ``pid/N``, several with blanks
+            between them; empty: the whole host.
         interval: seconds between two answers.
         deadline: seconds after which it is ended.
         arguments: ``$1`` and on.
@@ -178,7 +179,7 @@ def trace(
         UsageError: no program, or no such target.
         PodscopeError: bpftrace is not there, or refused the program (while iterating).
     """
-    found = on_host(target)
+    found = on_host(target.split())
     prepared = prepare(program, found, confine=confine, interval=interval)
     return Trace(
         prepared,
