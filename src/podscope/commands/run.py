@@ -272,7 +272,7 @@ def _show_snapshots(trace: Trace, chosen: Options, out: TextIO) -> None:
     from podscope.trace import reports
 
     about = reports.About(
-        node=socket.gethostname(),
+        node=os.environ.get("NODE_NAME") or socket.gethostname(),
         target=chosen.target,
         program=chosen.script.text,
         bpftrace=".".join(map(str, trace.bpftrace.version)),
