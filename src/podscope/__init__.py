@@ -11,16 +11,22 @@ from typing import Any
 
 if TYPE_CHECKING:
     from podscope.pipeline import watch
+    from podscope.trace.session import trace
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "watch"]
+__all__ = ["__version__", "trace", "watch"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import ``watch`` when it is first asked for: NumPy stays out of ``podscope --help``."""
+    """Import what is asked for when it first is: NumPy stays out of ``podscope --help``."""
     if name == "watch":
         from podscope.pipeline import watch
 
         return watch
+    if name == "trace":
+        # A package of that name, which can be called.
+        import podscope.trace
+
+        return podscope.trace
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

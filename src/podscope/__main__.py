@@ -143,7 +143,7 @@ def run(given: Sequence[str]) -> int:
         parser.error(f"unknown command {chosen.command!r}{nearest_command(chosen.command)}")
     module = load(command)
     own = command_parser(command, module)
-    values, unknown = own.parse_known_args(joined(chosen.rest))
+    values, unknown = own.parse_known_intermixed_args(joined(chosen.rest))
     if unknown:
         own.error(f"unknown argument {unknown[0]!r}{nearest_flag(unknown[0], own)}")
     code = module.run(values)

@@ -21,7 +21,7 @@ ROOMS = (
     {"sources"},
     {"identity"},
     {"sinks", "store"},
-    {"pipeline"},
+    {"pipeline", "trace"},
     {"scope", "config"},
     {"streams"},
     {"agent", "remote", "deploy"},

@@ -39,6 +39,11 @@ COMMANDS = (
     Command("listen", "every listener: queues, limits and drops", "podscope.commands.listen"),
     Command("tcp", "connections: sums, or single events", "podscope.commands.tcp"),
     Command("dns", "DNS lookups by owner, name and response", "podscope.commands.dns"),
+    Command("run", "a bpftrace program on a host, unit or process", "podscope.commands.run"),
+    Command("get", "traces that were kept, those of many hosts as one", "podscope.commands.get"),
+    Command(
+        "scripts", "the bpftrace programs that come with podscope", "podscope.commands.scripts"
+    ),
     Command("agent", "watch this node of a Kubernetes cluster", "podscope.commands.agent"),
     Command("install", "run the agent on every node of a cluster", "podscope.commands.install"),
     Command("status", "which nodes have an agent that is ready", "podscope.commands.status"),

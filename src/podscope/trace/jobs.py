@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A trace in a cluster as objects of Kubernetes: one Job a node, and nothing beside.
+
+The program travels in the Job itself, so that no other object can be left behind: a Job goes some
+time after its end (``ttlSecondsAfterFinished``), and its pod, whose log is the answer, with it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from podscope import __version__
+from podscope.errors import UsageError
+from podscope.identity.kubernetes_objects import Pod
+
+Object = dict[str, Any]
+
+TRACE_LABEL = "podscope.dev/trace"
+TARGET_ANNOTATION = "podscope.dev/target"
+NODE_ANNOTATION = "podscope.dev/node"
+_LABELS = {
+    "app.kubernetes.io/name": "podscope",
+    "app.kubernetes.io/component": "trace",
+    "app.kubernetes.io/managed-by": "podscope",
+    "app.kubernetes.io/version": __version__,
+}
+# From the program's end to the pod's: the last answer is written.
+_SPARE_SECONDS = 30
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a trace has to do on one node.
+
+    Attributes:
+        node: the node's name, which is not always what its label ``kubernetes.io/hostname`` says.
+        targets: as ``podscope run`` on the node reads them; none: the whole node.
+        pods: names of the pods, as ``namespace/name``.
+    """
+
+    node: str
+    targets: tuple[str, ...] = ()
+    pods: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Request:
+    """A trace as it was asked for; times are seconds.
+
+    Attributes:
+        name: of the trace; a label's value.
+        target: as the user wrote it.
+        ttl: how long results are kept after the end.
+    """
+
+    name: str
+    program: str
+    target: str = ""
+    namespace: str = "default"
+    image: str = "docker.io/library/podscope:dev"
+    pull_policy: str = "IfNotPresent"
+    service_account: str = "default"
+    arguments: tuple[str, ...] = ()
+    deadline: float = 3600.0
+    grace: float = 30.0
+    interval: float = 1.0
+    ttl: float = 86400.0
+    confine: bool = True
+    unsafe: bool = False
+
+
+def on_nodes(nodes: Iterable[str]) -> tuple[Part, ...]:
+    """A trace of whole nodes, each once."""
+    return tuple(Part(node) for node in dict.fromkeys(nodes))
+
+
+def on_pods(pods: Iterable[Pod], container: str = "", *, one: bool = False) -> tuple[Part, ...]:
+    """A trace of pods: their nodes, with what to look at there.
+
+    A pod is named by its UID, so that containers which start later are in; a container by its id.
+
+    Args:
+        pods: those of the target; those that do not run are passed over.
+        container: only the container of this name of each.
+        one: each pod must have one container, or ``container`` say which: for a program that asks
+            for ``$container_pid``.
+
+    Raises:
+        UsageError: none runs, none has such a container, or one is to be chosen.
+    """
+    running = [pod for pod in pods if pod.status.phase == "Running" and pod.spec.node_name]
+    if not running:
+        raise UsageError("TARGET: it has no running pods")
+    by_node: dict[str, list[tuple[str, str]]] = {}
+    for pod in running:
+        target = _container_target(pod, container) if container else _pod_target(pod, one=one)
+        if target:
+            name = f"{pod.metadata.namespace}/{pod.metadata.name}"
+            by_node.setdefault(pod.spec.node_name, []).append((target, name))
+    if not by_node:
+        names = sorted({one.name for pod in running for one in pod.spec.containers or ()})
+        raise UsageError(f"-c {container}: no such container runs; there are {', '.join(names)}")
+    return tuple(
+        Part(node, tuple(target for target, _ in found), tuple(name for _, name in found))
+        for node, found in sorted(by_node.items())
+    )
+
+
+def _pod_target(pod: Pod, *, one: bool) -> str:
+    names = [container.name for container in pod.spec.containers or ()]
+    if one and len(names) > 1:
+        raise UsageError(
+            f"pod {pod.metadata.name!r} has more than one container, and $container_pid is that of "
+            f"one: choose it with -c, of {', '.join(names)}"
+        )
+    # A static pod's cgroups have the UID that the kubelet gave it, not that of its mirror.
+    return f"pod/{pod.metadata.annotations.mirror or pod.metadata.uid}"
+
+
+def _container_target(pod: Pod, container: str) -> str:
+    for status in pod.status.all_containers:
+        if status.name == container and status.state.running is not None:
+            # "containerd://", "cri-o://", "docker://": whatever the runtime is.
+            return f"container/{status.container_id.rpartition('/')[2]}"
+    return ""
+
+
+def job(request: Request, part: Part, number: int) -> Object:
+    """The Job of one node.
+
+    It runs ``podscope run`` with the same code as on a host, and its log is what ``reports`` reads.
+    """
+    marks = {**_LABELS, TRACE_LABEL: request.name}
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {
+            "name": f"{request.name}-{number}",
+            "namespace": request.namespace,
+            "labels": marks,
+            "annotations": {TARGET_ANNOTATION: request.target, NODE_ANNOTATION: part.node},
+        },
+        "spec": {
+            "parallelism": 1,
+            "completions": 1,
+            # A program that fails is not to run once more.
+            "backoffLimit": 0,
+            "activeDeadlineSeconds": round(request.deadline + request.grace) + _SPARE_SECONDS,
+            "ttlSecondsAfterFinished": round(request.ttl),
+            "template": {"metadata": {"labels": marks}, "spec": _pod_spec(request, part)},
+        },
+    }
+
+
+def _pod_spec(request: Request, part: Part) -> Object:
+    return {
+        "restartPolicy": "Never",
+        "serviceAccountName": request.service_account,
+        "automountServiceAccountToken": False,
+        # Process ids in programs, and /proc/PID/root, are the node's.
+        "hostPID": True,
+        "terminationGracePeriodSeconds": round(request.grace) + _SPARE_SECONDS,
+        "tolerations": [{"operator": "Exists"}],
+        "affinity": {"nodeAffinity": _only(part.node)},
+        "containers": [
+            {
+                "name": "trace",
+                "image": request.image,
+                "imagePullPolicy": request.pull_policy,
+                "args": arguments(request, part),
+                "env": [{"name": "NODE_NAME", "value": part.node}],
+                "terminationMessagePolicy": "FallbackToLogsOnError",
+                "resources": {
+                    "requests": {"cpu": "100m", "memory": "100Mi"},
+                    "limits": {"cpu": "1", "memory": "1Gi"},
+                },
+                "securityContext": {"privileged": True, "runAsUser": 0},
+                "volumeMounts": [
+                    {"name": "cgroup", "mountPath": "/host/cgroup", "readOnly": True},
+                ],
+            }
+        ],
+        "volumes": [
+            {"name": "cgroup", "hostPath": {"path": "/sys/fs/cgroup", "type": "Directory"}}
+        ],
+    }
+
+
+def _only(node: str) -> Object:
+    """Affinity to a node by its name (``metadata.name`` is the one field that can be matched)."""
+    named = {"key": "metadata.name", "operator": "In", "values": [node]}
+    terms = {"nodeSelectorTerms": [{"matchFields": [named]}]}
+    return {"requiredDuringSchedulingIgnoredDuringExecution": terms}
+
+
+def arguments(request: Request, part: Part) -> list[str]:
+    """What ``podscope`` is started with on the node."""
+    words = ["run", "--eval", request.program, "--form", "snapshots"]
+    words += ["--interval", f"{round(request.interval * 1000)}ms"]
+    words += ["--deadline", f"{round(request.deadline)}s"]
+    words += ["--deadline-grace-period", f"{round(request.grace)}s"]
+    for one in request.arguments:
+        words += [f"--args={one}"]
+    words += ([] if request.confine else ["--no-confine"]) + (
+        ["--unsafe"] if request.unsafe else []
+    )
+    return [_as_written(word) for word in [*words, *part.targets]]
+
+
+def _as_written(word: str) -> str:
+    """A word in which Kubernetes replaces nothing: it would take ``$(NAME)`` for a variable's value
+    (third_party/forked/golang/expansion in Kubernetes; ``$$`` is one ``$`` there)."""
+    return re.sub(r"\$(?=[$(])", "$$", word)
+
+
+def state(one: Mapping[str, Any]) -> str:
+    """Of a Job: ``Running``, ``Completed``, ``Failed`` or ``Unknown``, as kubectl-trace has it."""
+    status = one.get("status") or {}
+    for word, count in (("Running", "active"), ("Completed", "succeeded"), ("Failed", "failed")):
+        if status.get(count):
+            return word
+    return "Unknown"
+
+
+def why_failed(one: Mapping[str, Any]) -> str:
+    """What Kubernetes says of a Job that failed; empty: it did not, or nothing is said."""
+    conditions: Sequence[Mapping[str, Any]] = (one.get("status") or {}).get("conditions") or ()
+    for condition in conditions:
+        if condition.get("type") == "Failed" and condition.get("status") == "True":
+            return f"{condition.get('reason', '')}: {condition.get('message', '')}".strip(": ")
+    return ""

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A cgroup of its own for a process, with limits of CPU and memory: where the host lets us."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+# What kubectl-trace gives a trace.
+MEMORY_BYTES = 1 << 30
+CPUS = 1.0
+_PERIOD_US = 100_000
+_ROOT = Path("/sys/fs/cgroup")
+
+
+class Limits:
+    """Directories made for one process. Close it after the process has ended.
+
+    With cgroup v2 the controllers must be passed down by the cgroup above; with v1 each has a
+    hierarchy of its own, and a process may be in several.
+
+    Args:
+        name: of the cgroup.
+        root: where cgroups are mounted.
+    """
+
+    def __init__(self, name: str, root: Path = _ROOT) -> None:
+        self._made: list[Path] = []
+        self.limited: frozenset[str] = frozenset()
+        own = _own_paths()
+        settings = {
+            "memory": (("memory.max", str(MEMORY_BYTES)),),
+            "cpu": (("cpu.max", f"{round(CPUS * _PERIOD_US)} {_PERIOD_US}"),),
+        }
+        if (root / "cgroup.controllers").exists():
+            # Beside our own cgroup: one with processes in it may have none below with controllers.
+            self._make([root / own.get("", "").lstrip("/"), root], name, settings)
+            return
+        older = {
+            "memory": (("memory.limit_in_bytes", str(MEMORY_BYTES)),),
+            "cpu": (
+                ("cpu.cfs_period_us", str(_PERIOD_US)),
+                ("cpu.cfs_quota_us", str(round(CPUS * _PERIOD_US))),
+            ),
+        }
+        for controller, values in older.items():
+            mount = root / controller
+            self._make([mount / own.get(controller, "").lstrip("/")], name, {controller: values})
+
+    def add(self, pid: int) -> None:
+        """Put a process into it; one that has ended is passed over."""
+        for directory in self._made:
+            with suppress(OSError):
+                (directory / "cgroup.procs").write_text(str(pid))
+
+    def ran_out(self) -> bool:
+        """Whether the kernel has killed a process for the limit of memory."""
+        for directory in self._made:
+            for name in ("memory.events", "memory.oom_control"):
+                with suppress(OSError):
+                    if re.search(r"^oom_kill [1-9]", (directory / name).read_text(), re.MULTILINE):
+                        return True
+        return False
+
+    def close(self) -> None:
+        """Remove the directories; they are busy for a moment after the process has ended."""
+        for directory in self._made:
+            for _ in range(50):
+                try:
+                    directory.rmdir()
+                except FileNotFoundError:
+                    break
+                except OSError:
+                    time.sleep(0.01)
+                else:
+                    break
+        self._made = []
+
+    def _make(
+        self, places: list[Path], name: str, settings: Mapping[str, tuple[tuple[str, str], ...]]
+    ) -> None:
+        for place in places:
+            directory = place / name
+            try:
+                directory.mkdir()
+            except OSError:
+                continue
+            worked = {one for one, values in settings.items() if _written(directory, values)}
+            if not worked:
+                directory.rmdir()
+                continue
+            self._made.append(directory)
+            self.limited |= worked
+            return
+
+
+def _written(directory: Path, values: tuple[tuple[str, str], ...]) -> bool:
+    try:
+        for file, value in values:
+            (directory / file).write_text(value)
+    except OSError:
+        return False
+    return True
+
+
+def _own_paths() -> dict[str, str]:
+    """This process' cgroup by controller; that of version 2 under the empty name."""
+    paths: dict[str, str] = {}
+    with open("/proc/self/cgroup", encoding="utf-8") as lines:
+        for line in lines:
+            _, controllers, path = line.rstrip("\n").split(":", 2)
+            paths |= dict.fromkeys(controllers.split(","), path)
+    return paths
+
+
+def tidy(name: str) -> str:
+    """The cgroup's name for a trace, with the process that made it."""
+    return f"podscope-trace-{os.getpid()}-{name}"
