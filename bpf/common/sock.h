@@ -114,12 +114,15 @@ static __always_inline void sock_head_read(struct sock_head *head, const struct 
 
 #define sock_head_get(head, type, member) (*(type *)sock_head_at(head, member))
 
+/* Not in kernels without CONFIG_IPV6. */
+#define HAS_IPV6 bpf_core_field_exists(struct sock, __sk_common.skc_v6_daddr)
+
 /* IPv6, or IPv4 mapped into it. */
 static __always_inline void sock_head_local(struct sock_head *head, u8 *out)
 {
 	if (sock_head_get(head, u16, skc_family) == AF_INET)
 		mapped_ip4(out, sock_head_get(head, __be32, skc_rcv_saddr));
-	else
+	else if (HAS_IPV6)
 		__builtin_memcpy(out, sock_head_at(head, skc_v6_rcv_saddr), 16);
 }
 
@@ -127,7 +130,7 @@ static __always_inline void sock_head_peer(struct sock_head *head, u8 *out)
 {
 	if (sock_head_get(head, u16, skc_family) == AF_INET)
 		mapped_ip4(out, sock_head_get(head, __be32, skc_daddr));
-	else
+	else if (HAS_IPV6)
 		__builtin_memcpy(out, sock_head_at(head, skc_v6_daddr), 16);
 }
 

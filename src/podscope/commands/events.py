@@ -121,6 +121,13 @@ def _listen_news(batch: Batch) -> Array:
     return np.asarray(batch.rows["event"] != 0)
 
 
+def _listen_events(columns: rows.Columns) -> list[str]:
+    """Which queue is high, or that something was dropped, which it often is at the same time."""
+    words = {"drops": "handshakes dropped"}
+    events = [(event or "").split(",") for event in columns["podscope.listen.event"].tolist()]
+    return [words.get(event[-1], event[0].replace("_", " ")) for event in events]
+
+
 def _listen_details(columns: rows.Columns) -> list[str]:
     told = zip(
         columns["podscope.listen.event"].tolist(),
@@ -168,7 +175,7 @@ def _tcp_how(
     if what == "connect":
         return f"{error} after {render.seconds(lasted)}"
     if what == "retransmit":
-        return f"{state}: {segments:.0f} segments sent again"
+        return f"{state}: {segments:.0f} segment{'' if segments == 1 else 's'} sent again"
     return f"{state}"
 
 
@@ -197,9 +204,7 @@ EVENTS: dict[str, tuple[str, rows.Shown]] = {
     "oom": ("oom", rows.Shown(OOM, _table(_oom_kills, _oom_details))),
     "listen": (
         "listen",
-        rows.Shown(
-            LISTEN, _table(rows.plain("podscope.listen.event"), _listen_details), _listen_news
-        ),
+        rows.Shown(LISTEN, _table(_listen_events, _listen_details), _listen_news),
     ),
     "tcp": ("tcp_event", rows.Shown(TCP_EVENT, _table(_tcp_events, _tcp_details))),
     "dns": ("dns_lookup", rows.Shown(DNS_LOOKUP, _table(_dns_events, _dns_details))),
