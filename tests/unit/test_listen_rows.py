@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -155,3 +157,14 @@ def test_the_number_of_a_namespace_may_be_anothers_later(monkeypatch):
 
     # THEN
     assert overflows.of(listeners(4)).tolist() == [4]
+
+
+def test_a_process_of_each_network_namespace_is_found():
+    # GIVEN / WHEN
+    own = os.stat("/proc/self/ns/net").st_ino
+
+    # THEN the kernel's counters are read by it, whatever the rows' numbers are
+    found = listen._processes()
+    assert own in found
+    assert listen.Overflows()._read(own, [1 << 23]) is not None
+    assert listen.Overflows()._read(1, [os.getpid()]) is None

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from collections.abc import Mapping
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,6 +146,7 @@ class Overflows:
 
     def __init__(self) -> None:
         self._known: dict[int, int | None] = {}  # None: it could not be read
+        self._found: dict[int, int] | None = None  # a process of each namespace
 
     def of(self, rows: npt.NDArray[np.void]) -> npt.NDArray[np.int64]:
         """Overflows of each listener in the interval, shape (n,); -1 where they cannot be told.
@@ -153,6 +156,7 @@ class Overflows:
         """
         found = np.zeros(len(rows), np.int64)
         namespaces = np.unique(rows["netns"]).tolist()
+        self._found = None
         # A number may be another namespace's later.
         self._known = {one: count for one, count in self._known.items() if one in namespaces}
         for netns in namespaces:
@@ -165,7 +169,7 @@ class Overflows:
     def _of_one(
         self, netns: int, drops: npt.NDArray[np.int64], pids: Sequence[int]
     ) -> npt.NDArray[np.int64]:
-        read = _counters(netns, pids)
+        read = self._read(netns, pids)
         before = self._known.get(netns)
         if read is None:
             self._known[netns] = None
@@ -183,6 +187,19 @@ class Overflows:
         self._known[netns] = now if (told < 0).any() else before + int(told.sum())
         return told
 
+    def _read(self, netns: int, pids: Sequence[int]) -> Counters | None:
+        """By the listeners' own processes, else by any that is in the namespace.
+
+        In a pid namespace of podscope's own the rows' numbers are not those of /proc, and an owner
+        may have gone to another namespace since.
+        """
+        read = _counters(netns, pids)
+        if read is not None:
+            return read
+        if self._found is None:
+            self._found = _processes()
+        return _counters(netns, [self._found[netns]]) if netns in self._found else None
+
 
 def share(drops: npt.NDArray[np.int64], overflows: int) -> npt.NDArray[np.int64]:
     """Overflows of each listener of a namespace: shape (n,); -1 where they cannot be told."""
@@ -197,6 +214,16 @@ def share(drops: npt.NDArray[np.int64], overflows: int) -> npt.NDArray[np.int64]
     return told
 
 
+def _processes() -> dict[int, int]:
+    """A process of each network namespace that /proc shows."""
+    found: dict[int, int] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with suppress(OSError):
+                found.setdefault(os.stat(f"/proc/{name}/ns/net").st_ino, int(name))
+    return found
+
+
 @dataclass(frozen=True)
 class Counters:
     """What the kernel has counted in a network namespace since it was made."""
@@ -206,10 +233,7 @@ class Counters:
 
 
 def _counters(netns: int, pids: Sequence[int]) -> Counters | None:
-    """Counters of a network namespace, by a process that is in it; None: they cannot be read.
-
-    A listener's owner may have gone to another namespace since.
-    """
+    """Counters of a network namespace, by a process that is in it; None: none of these is."""
     for pid in dict.fromkeys(pid for pid in pids if pid):
         process = Path(f"/proc/{pid}")
         try:
