@@ -92,6 +92,30 @@ def test_an_unknown_source_is_refused_with_those_that_there_are():
         sources.find("x")
 
 
+def test_a_source_of_another_package_is_found_and_a_broken_one_is_told(tmp_path, monkeypatch):
+    # GIVEN two packages that bring sources, one of which cannot be imported
+    (tmp_path / "weather.py").write_text(
+        "class Weather:\n    fields = {'rain': ()}\n    events = frozenset()\n"
+    )
+    info = tmp_path / "weather-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: weather\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[podscope.sources]\nweather = weather:Weather\nbroken = no_such_package:Source\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    # WHEN
+    with pytest.warns(RuntimeWarning, match="without broken: source broken .* cannot be imported"):
+        found = sources.sources_of(("rain",))
+
+    # THEN
+    assert list(found) == ["weather"]
+    assert {"weather", "oom"} <= set(sources.names())
+    with pytest.raises(PodscopeError, match="ModuleNotFoundError: No module named 'no_such_pack"):
+        sources.find("broken")
+
+
 def test_options_for_an_unknown_source_are_refused():
     with pytest.raises(
         UsageError, match="sources: 'x': there is no such source; choose from .*oom"

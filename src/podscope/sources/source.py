@@ -7,6 +7,7 @@ A package of its own may bring a source: its class is named in the entry-point g
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection
 from collections.abc import Mapping
 from importlib.metadata import entry_points
@@ -18,6 +19,7 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
+from podscope.errors import PodscopeError
 from podscope.errors import UsageError
 from podscope.schema import Field
 
@@ -81,26 +83,41 @@ def find(name: str) -> SourceClass:
 
     Raises:
         UsageError: there is no source of that name.
+        PodscopeError: its package cannot be imported.
     """
     for point in entry_points(group=GROUP, name=name):
-        return cast("SourceClass", point.load())
+        try:
+            return cast("SourceClass", point.load())
+        except Exception as error:  # whatever a foreign package raises
+            told = f"{type(error).__name__}: {error}"
+            raise PodscopeError(
+                f"source {name} ({point.value}) cannot be imported: {told}: install its package "
+                "again, or remove it"
+            ) from error
     raise UsageError(f"no source {name!r}: choose from {', '.join(names())}")
 
 
 def sources_of(kinds: tuple[str, ...]) -> dict[str, SourceClass]:
     """The sources that give some kinds of rows, by name."""
-    found = {name: find(name) for name in names()}
-    return {name: one for name, one in found.items() if any(kind in one.fields for kind in kinds)}
+    return {name: one for name, one in _all().items() if any(kind in one.fields for kind in kinds)}
 
 
 def kinds() -> tuple[str, ...]:
     """Every kind of rows that some source gives."""
-    return tuple(kind for name in names() for kind in find(name).fields)
+    return tuple(kind for one in _all().values() for kind in one.fields)
 
 
 def fields_of(kind: str) -> tuple[Field, ...]:
     """The columns of a kind of rows; empty if no source gives it."""
+    return next((one.fields[kind] for one in _all().values() if kind in one.fields), ())
+
+
+def _all() -> dict[str, SourceClass]:
+    """Every source that can be imported, by name; warns (RuntimeWarning) of others."""
+    found = {}
     for name in names():
-        if kind in (fields := find(name).fields):
-            return fields[kind]
-    return ()
+        try:
+            found[name] = find(name)
+        except PodscopeError as error:
+            warnings.warn(f"without {name}: {error}", RuntimeWarning, stacklevel=3)
+    return found
