@@ -23,6 +23,8 @@ from podscope.batch import Batch
 from podscope.batch import Identity
 from podscope.errors import UsageError
 from podscope.identity.kubernetes_objects import Pod
+from podscope.schema import CLIENT
+from podscope.schema import SERVER
 from podscope.scope import Has
 from podscope.scope import Scope
 from podscope.sources.http import RequestLog
@@ -51,7 +53,7 @@ class Listener:
     has: Has
     log: RequestLog | None
     batches: queue.Queue[Batch] = field(default_factory=lambda: queue.Queue(QUEUE))
-    passed: int = 0
+    passed: dict[int, int] = field(default_factory=dict)
 
     def put(self, batch: Batch) -> None:
         """Gives it a batch; if it is too far behind it loses one, and is told by the reason."""
@@ -88,10 +90,14 @@ class Listener:
         """Others may have asked for more: what this one did not ask for, shape (n,)."""
         assert self.log is not None
         keep = self.log.takes(batch.rows)
-        if self.log.one_in > 1 and self.log.one_in != sampled:
-            numbers = self.passed + np.cumsum(keep)
-            self.passed += int(keep.sum())
-            keep &= numbers % self.log.one_in == 0
+        if self.log.one_in <= 1 or self.log.one_in == sampled:
+            return keep
+        # Of each side by itself, as the kernel does: they take turns.
+        for side in (SERVER, CLIENT):
+            mine = keep & (batch.rows["side"] == side)
+            numbers = self.passed.get(side, 0) + np.cumsum(mine)
+            self.passed[side] = int(numbers[-1]) if len(numbers) else self.passed.get(side, 0)
+            keep &= ~mine | (numbers % self.log.one_in == 0)
         return keep
 
 

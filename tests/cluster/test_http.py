@@ -64,6 +64,39 @@ def test_rows_by_pod_and_by_service_equal_the_servers_own_logs(cluster):
     assert counts(rows, *peer, side="client") == {("web", SPACE, "service"): REQUESTS}
 
 
+def test_every_request_counts_at_full_speed(cluster):
+    # GIVEN two pods on two nodes, and what they count themselves
+    web = running(cluster, "app=web")
+    before = {pod: requests_of(cluster, pod) for pod in web}
+    with (
+        Watching(cluster, "-n", SPACE) as by_pod,
+        Watching(cluster, "-n", SPACE, "--by", "service,side,status") as by_service,
+    ):
+        # WHEN two pods ask as fast as they can, on connections that both nodes take
+        asking = "wrk -t 1 -c 8 -d 5s http://web/fast"
+        fast = job("fast", "", completions=2, parallelism=2)
+        fast[1]["spec"]["template"]["spec"]["containers"][0]["command"] = ["sh", "-c", asking]
+        finish(cluster, fast, 2)
+        time.sleep(1)
+        here = {pod: requests_of(cluster, pod) - before[pod] for pod in web}
+        rows, of_service = by_pod.rows(), by_service.rows()
+
+    # THEN to the last one
+    good = [row for row in rows if "http.response.status_code" in row]
+    assert min(here.values()) > 5000
+    assert counts(good, "k8s.pod.name") == here
+    good = [row for row in of_service if "http.response.status_code" in row]
+    assert counts(good, "k8s.service.name") == {"web": sum(here.values())}
+
+
+def requests_of(cluster, pod: str) -> int:
+    """What nginx itself has counted, with this request."""
+    with PortForward(from_kubeconfig(cluster.kubeconfig), SPACE, pod, 8080) as forward:
+        forward.socket.sendall(b"GET /status HTTP/1.0\r\n\r\n")
+        answer = b"".join(iter(lambda: forward.socket.recv(4096), b""))
+    return int(answer.split(b"requests\n")[1].split()[2])
+
+
 def test_single_requests_are_those_of_the_servers_own_logs(cluster):
     # GIVEN a pod that is not there yet, and what it will ask
     web = running(cluster, "app=web")

@@ -25,10 +25,14 @@ Row = dict[str, Any]
 
 
 def nginx(*ports: int) -> list[str]:
-    """A command: nginx on some ports, with its log on stdout; /no is not found."""
+    """A command: nginx on some ports, with its log on stdout.
+
+    /no is not found, /fast is not logged, and /status says how many requests there were.
+    """
     servers = " ".join(
         f"server {{ listen {port}; location / {{ return 200 hello; }} "
-        "location /no { return 404 no; } }"
+        "location /no { return 404 no; } location /fast { access_log off; return 200 fast; } "
+        "location /status { access_log off; stub_status; } }"
         for port in ports
     )
     configuration = (

@@ -183,14 +183,17 @@ def test_a_sample_is_taken_here_where_another_wants_all():
     start(found, tenth, records.request_batch(0))
     assert found.wanted_log()[0].one_in == 0
 
-    # WHEN
+    # WHEN servers' and clients' requests come in turns
+    batch = records.request_batch(30)
+    batch.rows["side"] = [1, 2] * 15
     for _ in range(7):
-        found.publish(records.request_batch(15))
+        found.publish(batch)
 
-    # THEN one in ten, counted over all batches
+    # THEN one in ten of each side, counted over all batches
     found.close()
-    assert sum(len(read(frame)) for frame in tenth) == 10
-    assert sum(len(read(frame)) for frame in everything) == 105
+    taken = np.concatenate([read(frame).rows["side"] for frame in tenth])
+    assert np.bincount(taken).tolist() == [0, 10, 10]
+    assert sum(len(read(frame)) for frame in everything) == 210
 
 
 def test_a_sample_that_all_want_is_the_kernels():
