@@ -72,8 +72,9 @@ def test_every_request_counts_at_full_speed(cluster):
         Watching(cluster, "-n", SPACE) as by_pod,
         Watching(cluster, "-n", SPACE, "--by", "service,side,status") as by_service,
     ):
-        # WHEN two pods ask as fast as they can, on connections that both nodes take
-        asking = "wrk -t 1 -c 8 -d 5s http://web/fast"
+        # WHEN two pods ask as fast as they can, on connections that both nodes take; with the
+        # port, since the image has no /etc/services
+        asking = "wrk -t 1 -c 8 -d 5s http://web:80/fast"
         fast = job("fast", "", completions=2, parallelism=2)
         fast[1]["spec"]["template"]["spec"]["containers"][0]["command"] = ["sh", "-c", asking]
         finish(cluster, fast, 2)
