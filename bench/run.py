@@ -52,6 +52,7 @@ def commands(quick: bool) -> dict[str, list[str]]:
         "ring_drain": [str(HERE / "ring_drain.py")],
         "node_agent": [str(HERE / "node_agent.py")],
         "events": [str(HERE / "events.py"), *(["--rounds", "2"] if quick else [])],
+        "sinks": [str(HERE / "sinks.py"), *(["--rounds", "1"] if quick else [])],
         "reflector": [str(HERE / "reflector.py"), *(["--rounds", "1"] if quick else [])],
     }
 

@@ -21,6 +21,7 @@ from podscope.errors import UsageError
 from podscope.settings import Address
 from podscope.settings import Duration
 from podscope.settings import Layer
+from podscope.settings import Names
 from podscope.settings import Share
 from podscope.settings import decoded
 from podscope.settings import from_yaml
@@ -66,6 +67,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Since, Meta(description="with requests: those that take longer, too; 0s: not asked for")
     ] = Since(0)
     requests_sample: Annotated[Share, Meta(description="of requests: one in so many")] = Share(1)
+    events: Annotated[
+        Names, Meta(description="kinds of rows beside HTTP that sinks get; not in the agent")
+    ] = Names()
     grace: Annotated[
         Duration, Meta(description="how long sinks may send what is left at the end")
     ] = Duration(5)

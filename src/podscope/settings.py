@@ -124,6 +124,23 @@ class Size(int):
         return f"{int(self)}"
 
 
+class Names(tuple[str, ...]):
+    """Some names, written ``[a, b]`` or ``a,b``."""
+
+    __slots__ = ()
+
+    @classmethod
+    def read(cls, value: object) -> Self:
+        """The setting; raises ValueError with what is wrong."""
+        told = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+        if not isinstance(told, list) or not all(isinstance(one, str) for one in told):
+            raise ValueError(f"no list of names: {value!r}; write it as [a, b] or a,b")
+        return cls(one for one in told if one)
+
+    def __str__(self) -> str:
+        return ",".join(self)
+
+
 class Address(str):
     """What to listen on, written ``127.0.0.1:9435``, ``[::1]:9435`` or ``:9435``."""
 

@@ -63,7 +63,7 @@ def watched(config: Path) -> subprocess.Popen[str]:
 def lines(path: Path, port: int, side: str) -> list[dict]:
     """Rows of one side of the test's server."""
     told = [json.loads(line) for line in path.read_text().splitlines()]
-    return [one for one in told if one["server.port"] == port and one["side"] == side]
+    return [one for one in told if one.get("server.port") == port and one["side"] == side]
 
 
 def test_sigterm_brings_every_request_into_the_files(tmp_path: Path) -> None:
@@ -105,3 +105,31 @@ def test_sigterm_brings_every_request_into_the_files(tmp_path: Path) -> None:
     }
     assert grouped == {500: REQUESTS // 4, 200: REQUESTS - REQUESTS // 4}
     assert [path.name for path in (tmp_path / "b").iterdir()] == ["http.jsonl"]
+
+
+def test_events_beside_http_come_into_the_files(tmp_path: Path) -> None:
+    # GIVEN
+    config = tmp_path / "podscope.yaml"
+    config.write_text(
+        f"listen: 127.0.0.1:0\nevents: [tcp]\nsinks: [{{type: files, path: {tmp_path}}}]\n"
+    )
+    with server() as port:
+        process = watched(config)
+        try:
+            for _ in range(3):
+                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS)
+                connection.request("GET", "/")
+                connection.getresponse().read()
+                connection.close()
+
+            # WHEN
+            process.send_signal(signal.SIGTERM)
+            _, said = process.communicate(timeout=SECONDS)
+        finally:
+            process.kill()
+
+    # THEN
+    assert process.returncode == 0, said
+    rows = lines(tmp_path / "tcp.jsonl", port, "server")
+    assert sum(one["podscope.tcp.accepts"] for one in rows) == 3
+    assert {one["kind"] for one in rows} == {"tcp"} and "host.name" in rows[0]

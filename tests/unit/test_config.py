@@ -107,6 +107,43 @@ def test_every_setting_is_a_flag_of_the_agent():
     assert {one.flag for one in settings_of(Config)} <= flags
 
 
+def test_an_event_that_no_source_has_is_refused(file, capsys):
+    # GIVEN
+    file.write_text("events: [oom, crash]\n")
+
+    # WHEN
+    code = main(["up", "--config", str(file)])
+
+    # THEN
+    assert code == 2
+    told = capsys.readouterr().err
+    assert told.startswith("podscope: events: no such kind: 'crash'; choose from ")
+
+
+def test_events_are_a_list_in_the_file_and_names_with_commas_elsewhere(file):
+    # GIVEN
+    file.write_text("events: [oom, tcp]\n")
+
+    # WHEN / THEN
+    assert config.load(str(file), {}, {}).events == ("oom", "tcp")
+    assert config.load("", {"PODSCOPE_EVENTS": "oom, tcp"}, {}).events == ("oom", "tcp")
+    file.write_text("events: 5\n")
+    with pytest.raises(UsageError, match="events: no list of names: 5"):
+        config.load(str(file), {}, {})
+
+
+def test_the_agent_says_that_it_watches_no_events(file, capsys):
+    # GIVEN
+    file.write_text("events: [oom]\n")
+
+    # WHEN
+    code = main(["agent", "--config", str(file)])
+
+    # THEN
+    assert code == 2
+    assert capsys.readouterr().err.startswith("podscope: events: only 'podscope up' watches them")
+
+
 # --- changes ----------------------------------------------------------------------------------
 
 

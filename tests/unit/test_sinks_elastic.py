@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import sink_rows
 from stub_server import stub_server
@@ -58,6 +60,22 @@ def test_a_bulk_is_pairs_of_lines_with_the_key_of_the_user(stub, monkeypatch):
     for place, line in enumerate(lines[1::2]):
         assert sum(line["duration.histogram"]["counts"]) == rows.columns["count"][place]
         assert line["duration.le_inf"] == rows.columns["count"][place]
+
+
+@pytest.mark.parametrize("text", ["plain", 'a"b', "a\\b", "a\nb", "\x7f", "é", "\ud800", "a'b/"])
+def test_any_text_arrives_in_the_document(stub, text):
+    # GIVEN
+    stub.answers = [(200, {}, b'{"errors":false}')]
+    some = sink_rows.request_rows(2)
+    texts = np.array([text, None], dtype=object)
+
+    # WHEN
+    sink(stub.url).send(replace(some, columns={**some.columns, "url.path": texts}))
+
+    # THEN
+    lines = [json.loads(line) for line in stub.requests[0].body.splitlines()]
+    assert lines[1]["url.path"] == text
+    assert "url.path" not in lines[3]
 
 
 def test_items_are_told_apart_by_their_status(stub):

@@ -117,6 +117,22 @@ def test_a_wrong_sink_is_told_with_its_place(text, said):
     assert str(caught.value).startswith(said)
 
 
+def test_a_library_that_is_missing_is_named_with_the_extra_that_has_it(monkeypatch):
+    # GIVEN a machine where the extra is not installed
+    monkeypatch.setitem(sys.modules, "httpx", None)
+    for name in [name for name in sys.modules if name.startswith("podscope.sinks.")]:
+        if name.endswith(("http_client", "influxdb")):
+            monkeypatch.delitem(sys.modules, name)
+
+    # WHEN
+    with pytest.raises(UsageError) as caught:
+        read("sinks: [{type: influxdb, url: 'http://a', org: a, bucket: b}]\n")
+
+    # THEN
+    said = "x.yaml:1: sinks[0]: the sink influxdb needs httpx: pip install 'podscope[sinks]'"
+    assert str(caught.value) == said
+
+
 def test_a_secret_is_never_written_in_settings_nor_shown(tmp_path, monkeypatch):
     # GIVEN
     class Server(msgspec.Struct, forbid_unknown_fields=True):
@@ -162,7 +178,7 @@ def test_a_password_in_a_url_is_refused_and_not_shown():
 def test_two_sinks_of_one_name_or_an_unknown_kind_are_refused():
     with pytest.raises(UsageError, match="two are called 'a': give one another name"):
         outputs(choice("a"), choice("a"))
-    with pytest.raises(UsageError, match="a: kinds: no such kind: 'htpp'; choose from http, requ"):
+    with pytest.raises(UsageError, match="a: kinds: there will be no rows of kind 'htpp': choose"):
         outputs(choice("a", kinds=("htpp",)))
 
 

@@ -55,6 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Watch until a signal."""
     config = load(args)
+    if config.events:
+        raise UsageError("events: only 'podscope up' watches them; leave the setting out")
     node = config.node or os.environ.get("NODE_NAME") or socket.gethostname()
     from podscope.agent import Agent
     from podscope.identity.kubernetes_client import find_server
@@ -78,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
         http_server.HttpServer((STREAM_HOST, STREAM_PORT), stream_pages),
         Agent(server, node, streams, float(config.interval)) as agent,
         http_server.HttpServer(config.listen.pair, _pages(totals, counted, agent)) as served,
-        outputs(config, node, ("http", "request")) as sinks,
+        outputs(config, node) as sinks,
         follow(args, config, take),
     ):
         lifetime.begin(agent.stop)

@@ -7,9 +7,10 @@ import os
 import sys
 from collections.abc import Callable
 from collections.abc import Iterator
-from collections.abc import Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+from podscope.errors import UsageError
 
 if TYPE_CHECKING:
     import argparse
@@ -67,6 +68,11 @@ def add_sinks(parser: argparse.ArgumentParser) -> None:
         "--requests-sample", metavar="1/N", help="one in N of the requests, as 1/100"
     )
     parser.add_argument(
+        "--events",
+        metavar="KIND,...",
+        help="kinds of rows beside HTTP that sinks get, as oom,listen,tcp (not in the agent)",
+    )
+    parser.add_argument(
         "--grace",
         metavar="TIME",
         help=f"how long sinks may send what is left at the end (default: {GRACE})",
@@ -106,14 +112,28 @@ def request_log(config: Config) -> RequestLog | None:
     )
 
 
+def kinds(config: Config) -> tuple[str, ...]:
+    """The kinds of rows that sinks can get.
+
+    Raises:
+        UsageError: no source gives an event that is asked for.
+    """
+    from podscope.sources import source
+
+    known = source.kinds() if config.events else ()
+    for one in config.events:
+        if one not in known:
+            raise UsageError(f"events: no such kind: {one!r}; choose from {', '.join(known)}")
+    return ("http", *(("request",) if config.requests != "none" else ()), *config.events)
+
+
 @contextmanager
-def outputs(config: Config, host: str, kinds: Sequence[str]) -> Iterator[Outputs]:
+def outputs(config: Config, host: str) -> Iterator[Outputs]:
     """The sinks of the configuration; at the end stderr has a line for each of them.
 
     Args:
         config: the configuration.
         host: ``host.name`` of all rows.
-        kinds: kinds of rows that there may be.
 
     Raises:
         PodscopeError: a sink that cannot work so.
@@ -122,7 +142,7 @@ def outputs(config: Config, host: str, kinds: Sequence[str]) -> Iterator[Outputs
 
     resource = {"host.name": host, "k8s.cluster.name": config.cluster}
     told = {name: text for name, text in resource.items() if text}
-    made = Outputs(config.sinks, told, kinds, grace=float(config.grace), tell=_tell)
+    made = Outputs(config.sinks, told, kinds(config), grace=float(config.grace), tell=_tell)
     try:
         with made:
             yield made

@@ -18,6 +18,7 @@ from podscope.commands.configured import add_interval
 from podscope.commands.configured import add_listen
 from podscope.commands.configured import add_sinks
 from podscope.commands.configured import follow
+from podscope.commands.configured import kinds
 from podscope.commands.configured import load
 from podscope.commands.configured import outputs
 from podscope.commands.configured import request_log
@@ -56,7 +57,6 @@ def run(args: argparse.Namespace) -> int:
     from podscope.pipeline import watch
 
     log = request_log(config)
-    kinds = ("http",) if log is None else ("http", "request")
 
     def take(changed: Config) -> None:
         sinks.take(changed.sinks)
@@ -68,8 +68,8 @@ def run(args: argparse.Namespace) -> int:
     with (
         Lifetime() as lifetime,
         http_server.HttpServer(config.listen.pair, pages(totals, ready)) as server,
-        watch(kinds=kinds, interval=float(config.interval), log=log) as watched,
-        outputs(config, socket.gethostname(), kinds) as sinks,
+        watch(kinds=kinds(config), interval=float(config.interval), log=log) as watched,
+        outputs(config, socket.gethostname()) as sinks,
         follow(args, config, take),
     ):
         lifetime.begin(watched.stop)

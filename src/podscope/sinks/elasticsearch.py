@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Annotated
 from typing import Any
 from typing import ClassVar
@@ -24,6 +26,8 @@ from podscope.schema import Field
 from podscope.settings import Duration
 from podscope.settings import Secret
 from podscope.sinks import elastic_templates as templates
+from podscope.sinks.columns import apart
+from podscope.sinks.columns import joined
 from podscope.sinks.http_client import Client
 from podscope.sinks.http_client import ServerSettings
 from podscope.sinks.plugin import Partly
@@ -211,53 +215,63 @@ def setup(settings: ElasticsearchSettings, kinds: Mapping[str, Sequence[Field]])
 def documents(rows: Rows, *, histograms: bool) -> bytes:
     """The body of ``_bulk``: for each row what to do, and the document.
 
-    Strings are made for whole columns; of texts that come again, once.
+    Strings are made for whole columns; of what comes again, once.
     """
     common = {
         "event.dataset": f"podscope.{rows.kind}",
         "event.kind": "metric" if rows.kind == "http" else "event",
         **rows.resource,
     }
-    start = json.dumps(common, separators=(",", ":"))[:-1]
-    names = templates.names(rows.fields)
-    parts = [_members(one, names[one.name], rows.columns[one.name]) for one in rows.fields]
+    called = templates.names(rows.fields)
+    encoders = [
+        (rows.columns[one.name], partial(_members, one, called[one.name])) for one in rows.fields
+    ]
     if rows.le is not None:
         cumulative = np.cumsum(rows.le, axis=1)
-        parts += [_ints(name, cumulative[:, n]) for n, name in enumerate(templates.LE_NAMES)]
+        encoders += [
+            (cumulative[:, n], partial(_ints, name)) for n, name in enumerate(templates.LE_NAMES)
+        ]
+    fixed, varying = apart(encoders)
     if rows.buckets is not None and histograms:
-        parts.append(_histograms(rows.buckets))
-    lines = []
-    for row_id, row in zip(rows.row_ids, zip(*parts, strict=True), strict=True):
-        lines.append(
-            f'{{"create":{{"_id":"{row_id}"}}}}\n{start},{",".join(filter(None, row))}}}\n'
-        )
-    return "".join(lines).encode()
+        varying.append(_histograms(rows.buckets))
+    end = "".join(fixed) + json.dumps(common, separators=(",", ":"))[1:]
+    told = joined(varying, len(rows), "")
+    return "".join(
+        f'{{"create":{{"_id":"{row_id}"}}}}\n{{{row}{end}\n'
+        for row_id, row in zip(rows.row_ids, told, strict=True)
+    ).encode()
 
 
 def _members(one: Field, name: str, column: Array) -> list[str]:
-    """``"name":value`` for each row; empty where it does not apply."""
+    """``"name":value,`` for each row; empty where it does not apply."""
     key = json.dumps(name)
     if one.type == "text":
         items = column.tolist()
-        told = {item: f"{key}:{json.dumps(item)}" for item in set(items) if item is not None}
+        told = {item: f"{key}:{text}," for item, text in _quoted(set(items) - {None}).items()}
         return [told.get(item, "") for item in items]
     if one.type == "time":
-        return [f'{key}:"{text}"' for text in render.rfc3339(column)]
+        return [f'{key}:"{text}",' for text in render.rfc3339(column)]
     if name == templates.EVENT_DURATION:
         return _ints(name, np.rint(column * 1e9).astype(np.int64))
     if one.type == "float":
         numbers = np.round(column, 9).tolist()
-        finite = np.isfinite(column).tolist()
-        return [f"{key}:{n!r}" if ok else "" for n, ok in zip(numbers, finite, strict=True)]
-    ints = _ints(name, column)
+        return [f"{key}:{number!r}," if math.isfinite(number) else "" for number in numbers]
     if not one.blank:
-        return ints
-    return [text if n else "" for text, n in zip(ints, column.tolist(), strict=True)]
+        return _ints(name, column)
+    return [f"{key}:{number}," if number else "" for number in column.tolist()]
+
+
+def _quoted(texts: set[str]) -> dict[str, str]:
+    """Texts as JSON has them; those of most columns need no escapes, which one look tells."""
+    whole = "".join(texts)
+    if whole.isascii() and whole.isprintable() and '"' not in whole and "\\" not in whole:
+        return {text: f'"{text}"' for text in texts}
+    return {text: json.dumps(text) for text in texts}
 
 
 def _ints(name: str, column: Array) -> list[str]:
     key = json.dumps(name)
-    return [f"{key}:{number}" for number in column.tolist()]
+    return [f"{key}:{number}," for number in column.tolist()]
 
 
 def _histograms(buckets: Array) -> list[str]:
@@ -268,7 +282,7 @@ def _histograms(buckets: Array) -> list[str]:
         places = np.flatnonzero(counts).tolist()
         values = ",".join(str(middles[place]) for place in places)
         numbers = ",".join(map(str, counts[places].tolist()))
-        found.append(f'{key}:{{"values":[{values}],"counts":[{numbers}]}}')
+        found.append(f'{key}:{{"values":[{values}],"counts":[{numbers}]}},')
     return found
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -17,6 +18,8 @@ from podscope import red
 from podscope import schema
 from podscope.schema import Array
 from podscope.schema import Field
+from podscope.sinks.columns import apart
+from podscope.sinks.columns import joined
 from podscope.sinks.rows import Rows
 
 # Attributes that grow without end, or change with each start of a container.
@@ -58,23 +61,25 @@ class Distinct:
 def lines_of(rows: Rows, measurement: str, distinct: Distinct) -> str:
     """Lines of InfluxDB's line protocol, each with its end.
 
-    Strings are made for whole columns; of texts that come again, once.
+    Strings are made for whole columns; of what comes again, once.
     """
     fields, columns = rows.with_resource()
     tags = sorted((one for one in fields if is_tag(one)), key=lambda one: one.name)
     values = [one for one in fields if not is_tag(one) and one.name != "time"]
-    head = key(measurement)
-    series = _joined([_tags(one, columns[one.name]) for one in tags], len(rows))
-    parts = [_values(one, columns[one.name]) for one in values]
+    # All of them in their order, whatever a delivery has: the same series is the same text.
+    series = joined([_tags(one, columns[one.name]) for one in tags], len(rows), "")
+    encoders = [(columns[one.name], partial(_values, one)) for one in values]
     if rows.le is not None:
         cumulative = np.cumsum(rows.le, axis=1)
-        parts += [_integers(name, cumulative[:, n]) for n, name in enumerate(_LE)]
-    told = [",".join(filter(None, row)) for row in zip(*parts, strict=True)]
+        encoders += [(cumulative[:, n], partial(_integers, name)) for n, name in enumerate(_LE)]
+    same_values, other_values = apart(encoders)
+    told = joined(other_values, len(rows), "")
+    head, end = key(measurement), "".join(same_values)
     times = distinct.times(series, columns["time"].astype("M8[ns]").astype(np.int64).tolist())
     return "".join(
-        f"{head}{one} {value} {time}\n"
+        f"{head}{one} {(value + end)[:-1]} {time}\n"
         for one, value, time in zip(series, told, times, strict=True)
-        if value
+        if value or end
     )
 
 
@@ -99,10 +104,6 @@ def string(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def _joined(parts: Sequence[Sequence[str]], count: int) -> list[str]:
-    return ["".join(row) for row in zip(*parts, strict=True)] if parts else [""] * count
-
-
 def _tags(one: Field, column: Array) -> list[str]:
     """``,key=value`` for each row; empty where it does not apply."""
     name = key(one.name)
@@ -115,22 +116,22 @@ def _tags(one: Field, column: Array) -> list[str]:
 
 
 def _values(one: Field, column: Array) -> list[str]:
+    """``key=value,`` for each row; empty where it does not apply."""
     name = key(one.name)
     if one.type == "text":
         items = column.tolist()
-        quoted = {item: f"{name}={string(item)}" for item in set(items) if item}
+        quoted = {item: f"{name}={string(item)}," for item in set(items) if item}
         return [quoted.get(item, "") for item in items]
     if one.type == "float":
         items = np.round(column, 9).tolist()
-        return [f"{name}={item!r}" if math.isfinite(item) else "" for item in items]
+        return [f"{name}={item!r}," if math.isfinite(item) else "" for item in items]
     if one.type == "time":
         return _integers(one.name, column.astype("M8[ns]").astype(np.int64))
-    told = _integers(one.name, column)
     if not one.blank:
-        return told
-    return [text if item else "" for text, item in zip(told, column.tolist(), strict=True)]
+        return _integers(one.name, column)
+    return [f"{name}={item}i," if item else "" for item in column.tolist()]
 
 
 def _integers(name: str, column: Array) -> list[str]:
     head = key(name)
-    return [f"{head}={item}i" for item in column.tolist()]
+    return [f"{head}={item}i," for item in column.tolist()]

@@ -7,17 +7,22 @@ Names are those of the semantic conventions; what the conventions have as a part
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
 from podscope import __version__
 from podscope import red
+from podscope.schema import Array
 from podscope.schema import Field
 from podscope.sinks import protobuf
+from podscope.sinks.columns import apart
+from podscope.sinks.columns import joined
 from podscope.sinks.cumulative import SIDES
 from podscope.sinks.cumulative import Labels
 from podscope.sinks.cumulative import Shot
@@ -93,22 +98,30 @@ def _resource(attributes: bytes) -> bytes:
 
 def logs(rows: Rows) -> bytes:
     """An ExportLogsServiceRequest: a record for each row, in the groups of their resources."""
-    common = b"".join(attribute(1, name, value) for name, value in rows.resource.items())
     mine = [one for one in rows.fields if is_of_resource(one.name)]
     others = [one for one in rows.fields if one not in mine and one.name not in _NO_ATTRIBUTES]
-    owners = _joined([*(_attributes(1, one, rows) for one in mine), _identities(rows)], len(rows))
-    told = _joined([_attributes(6, one, rows) for one in others], len(rows))
+    owner, owners = apart([(_numbers(rows, one), partial(_attributes, 1, one)) for one in mine])
+    fixed, varying = apart([(_numbers(rows, one), partial(_attributes, 6, one)) for one in others])
+    common = [attribute(1, name, value) for name, value in rows.resource.items()]
+    head = b"".join((*common, *owner))
+    told = joined([_heads(rows), *varying, _ids(rows)], len(rows), b"")
+    end = b"".join(fixed)
     records: dict[bytes, list[bytes]] = {}
-    heads = _heads(rows)
-    for owner, head, attributes, ids in zip(owners, heads, told, _ids(rows), strict=True):
-        record = head + attributes + ids
-        records.setdefault(owner, []).append(protobuf.of_length(2, record))
+    whose = joined([*owners, _identities(rows)], len(rows), b"")
+    for one, record in zip(whose, told, strict=True):
+        records.setdefault(one, []).append(protobuf.of_length(2, record + end))
     return b"".join(
         protobuf.of_length(
-            1, _resource(common + owner) + protobuf.of_length(2, _SCOPE + b"".join(some))
+            1, _resource(head + one) + protobuf.of_length(2, _SCOPE + b"".join(some))
         )
-        for owner, some in records.items()
+        for one, some in records.items()
     )
+
+
+def _numbers(rows: Rows, one: Field) -> Array:
+    """The field's column; times as nanoseconds."""
+    column = rows.columns[one.name]
+    return column.astype("M8[ns]").astype(np.int64) if one.type == "time" else column
 
 
 def _heads(rows: Rows) -> list[bytes]:
@@ -158,21 +171,16 @@ def _ids(rows: Rows) -> list[bytes]:
     ]
 
 
-def _attributes(field: int, one: Field, rows: Rows) -> list[bytes]:
+def _attributes(field: int, one: Field, column: Array) -> list[bytes]:
     """A KeyValue for each row; empty where the field does not apply. What comes again, once."""
-    column = rows.columns[one.name]
-    items = column.tolist()
-    if one.type == "time":
-        items = column.astype("M8[ns]").astype(np.int64).tolist()
-    elif one.type == "float":
-        items = np.round(column, 9).tolist()
-    absent = rows.absent(one).tolist()
+    items = np.round(column, 9).tolist() if one.type == "float" else column.tolist()
     made = {item: attribute(field, one.name, item) for item in set(items) if item is not None}
-    return [b"" if gone else made[item] for item, gone in zip(items, absent, strict=True)]
-
-
-def _joined(parts: Sequence[Sequence[bytes]], count: int) -> list[bytes]:
-    return [b"".join(row) for row in zip(*parts, strict=True)] if parts else [b""] * count
+    if one.type == "float":
+        return [made[item] if math.isfinite(item) else b"" for item in items]
+    made[None] = b""
+    if one.blank:
+        made[0] = b""
+    return [made[item] for item in items]
 
 
 # --- metrics ----------------------------------------------------------------------------------

@@ -128,8 +128,8 @@ class Outputs:
             for kind in choice.settings.kinds:
                 if kind not in self._kinds:
                     raise UsageError(
-                        f"sinks: {choice.settings.title}: kinds: no such kind: {kind!r}; choose "
-                        f"from {', '.join(self._kinds)}"
+                        f"sinks: {choice.settings.title}: kinds: there will be no rows of kind "
+                        f"{kind!r}: choose from {', '.join(self._kinds)}, or set requests or events"
                     )
 
     def _made(self, choices: Sequence[Choice]) -> list[Sink]:
