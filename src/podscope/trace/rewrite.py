@@ -58,8 +58,11 @@ def confined_to_cgroups(
     predicate = syntax.Map(CGROUPS, (whose or syntax.Name("cgroup"),))
     made = _confined(program, predicate)
     first = sorted(ids)[:MOST_IN_BEGIN]
-    # Typed, and there at once: the map would else not exist where no id is known yet.
-    known = [_set(syntax.Map(CGROUPS, (syntax.Integer(str(one)),)), "1") for one in first or [0]]
+    # There at once: the map would else not exist where no id is known yet. Newer versions would
+    # make it of smaller integers.
+    known: list[syntax.Statement] = [
+        syntax.Assign(syntax.Map(CGROUPS, (_whole(one),)), "=", _whole(1)) for one in first or [0]
+    ]
     return _with_first(made, "BEGIN", known)
 
 
@@ -257,8 +260,9 @@ def _is(point: str, wanted: str) -> bool:
     return point.upper() == wanted
 
 
-def _set(target: syntax.Map, value: str) -> syntax.Statement:
-    return syntax.Assign(target, "=", syntax.Integer(value))
+def _whole(number: int) -> syntax.Expression:
+    """A number of 64 bits."""
+    return syntax.Cast(syntax.Type("uint64"), syntax.Integer(str(number)))
 
 
 def _call(name: str, *arguments: syntax.Expression) -> syntax.Statement:
