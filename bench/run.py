@@ -50,6 +50,7 @@ def commands(quick: bool) -> dict[str, list[str]]:
         "http_engine": [*engine, *short],
         "http_engine_long_heads": [*engine, *short, *long_heads],
         "ring_drain": [str(HERE / "ring_drain.py")],
+        "trace": [str(HERE / "trace.py")],
     }
 
 

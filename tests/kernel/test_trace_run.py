@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import pty
 import select
 import shutil
 import signal
@@ -457,6 +458,48 @@ def test_the_first_interrupt_prints_the_maps_and_ends(unit, caller):
     assert "@calls: 55\n" in out
     assert out.endswith("nothing lost\n")
     assert run.bpftrace and all(is_gone(pid) for pid in run.bpftrace)
+
+
+def test_a_terminal_shows_maps_live_and_ctrl_c_leaves_them_there(unit, caller):
+    # GIVEN a terminal with podscope in its foreground
+    command = [sys.executable, "-m", "podscope", "run", "-e", CALLS, f"unit/{unit.name}"]
+    process, terminal = pty.fork()
+    if process == 0:
+        os.environ |= {"TERM": "xterm", "COLUMNS": "80", "LINES": "24"}
+        os.execv(command[0], [*command, "--interval", "100ms"])
+    seen = ""
+    for _ in range(100):
+        if "@calls" in seen:
+            break
+        caller.call(1)  # a counter shows once it has counted
+        seen += _shown(terminal, seconds=0.1)
+
+    # WHEN Ctrl-C is typed
+    caller.call(1000)
+    os.write(terminal, b"\x03")
+    seen += _shown(terminal)
+    _, status = os.waitpid(process, 0)
+    os.close(terminal)
+
+    # THEN
+    left = seen.rpartition("\x1b[?1049l")[2]
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert "Ctrl-C ends it" in seen
+    counted = int(left.removeprefix("@calls: ").partition("\r\n")[0])
+    assert 1001 <= counted <= 1101
+    assert left.endswith("nothing lost\r\n")
+
+
+def _shown(terminal: int, seconds: float = SECONDS) -> str:
+    """What a terminal is sent, until it is silent for a while or closed."""
+    seen = ""
+    while select.select([terminal], [], [], seconds)[0]:
+        try:
+            piece = os.read(terminal, 1 << 16)
+        except OSError:  # the other end is closed
+            return seen
+        seen += piece.decode()
+    return seen
 
 
 def test_the_second_interrupt_leaves_at_once():

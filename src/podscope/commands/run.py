@@ -40,7 +40,6 @@ LOSSES = {
     "broken_lines": "lines of bpftrace that could not be read",
     "same_keys": "keys that bpftrace writes like another one",
     "unsplit_keys": "keys whose parts cannot be told apart",
-    "key_blanks": "keys from which bpftrace drops blanks",
     "cgroups": "cgroups of the target that could not be added",
 }
 

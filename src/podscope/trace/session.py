@@ -267,7 +267,10 @@ class Trace:
         self.notes += complaints
         if not self._output.ended and not early:
             self.notes.append("bpftrace ended without its last values; those shown are older")
-        yield self._output.end()
+        last = self._output.end()
+        if self._output.without_blanks:
+            self.notes.append("this version of bpftrace drops the blanks in keys of maps")
+        yield last
 
     @property
     def lost(self) -> dict[str, int]:
@@ -362,6 +365,7 @@ class _Output:
         self._came = 0
         self.attached = False
         self.begun = False
+        self.without_blanks = False
         self.ended = not prepared.token  # without marks it cannot be told
         self.lost: dict[str, int] = {}
         self.full: dict[str, int] = {}
@@ -466,7 +470,7 @@ class _Output:
             self.lost["unsplit_keys"] = max(self.lost.get("unsplit_keys", 0), one.unsplit)
         shape = self._shapes.get(one.name)
         if shape is not None and len(one) and blanks_are_lost(shape, self._version):
-            self.lost["key_blanks"] = max(self.lost.get("key_blanks", 0), len(one))
+            self.without_blanks = True
 
 
 def entries(one: MapTable) -> int:
