@@ -182,3 +182,25 @@ def test_kind_and_key_of_a_map_are_read_from_the_program(text, expected):
 )
 def test_programs_that_write_lines_are_told_from_those_that_only_count(text, expected):
     assert rewrite.speaks(parse(text)) is expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('kprobe:f { printf("x"); if (pid) { time("%H"); } print((1, 2)); print(@a); }', 3),
+        ('kprobe:f { @ = count(); }', 0),
+        ('kprobe:f { pid ? printf("x") : 0; }', None),
+        ('kprobe:f { printf("x"); cat("/proc/loadavg"); }', None),
+        ('kprobe:f { join(args->argv); }', None),
+    ],
+)  # fmt: skip
+def test_lines_are_counted_where_each_is_a_statement(text, expected):
+    # GIVEN
+    program = parse(text)
+
+    # WHEN
+    counted = unparse(rewrite.with_counted_lines(program)).count("@podscope_lines = count()")
+
+    # THEN
+    assert rewrite.can_count_lines(program) is (expected is not None)
+    assert expected is None or counted == expected

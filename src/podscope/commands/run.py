@@ -191,6 +191,7 @@ def run(args: argparse.Namespace) -> int:
             chosen.script.text, found, confine=chosen.confine, interval=chosen.interval
         )
         with (
+            _place(chosen) as out,
             sessions.Trace(
                 prepared,
                 found if chosen.confine else None,
@@ -199,7 +200,6 @@ def run(args: argparse.Namespace) -> int:
                 arguments=chosen.arguments,
                 unsafe=chosen.unsafe,
             ) as trace,
-            _place(chosen) as out,
         ):
             lifetime.begin(trace.stop)
             show(trace, chosen, out)
