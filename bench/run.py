@@ -54,6 +54,7 @@ def commands(quick: bool) -> dict[str, list[str]]:
         "events": [str(HERE / "events.py"), *(["--rounds", "2"] if quick else [])],
         "sinks": [str(HERE / "sinks.py"), *(["--rounds", "1"] if quick else [])],
         "reflector": [str(HERE / "reflector.py"), *(["--rounds", "1"] if quick else [])],
+        "trace": [str(HERE / "trace.py")],
     }
 
 

@@ -1,25 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What merging costs: snapshots of many nodes into one, JSON out.
+"""What traces cost beside bpftrace: starting, reading lines, merging; JSON out.
 
-    bench/trace.py
-
-The floor beside it adds arrays of the same size whose rows are known to match.
+Each figure has its floor beside it, taken in the same run: bpftrace alone, the JSON parser alone,
+sums of arrays whose rows are known to match.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
+from podscope.trace.decode import decode
 from podscope.trace.tables import MapTable
 from podscope.trace.tables import merge
 
 NODES, KEYS, BUCKETS = 100, 4096, 24
+LINES = 100_000
 RUNS = 5
 
 
@@ -51,6 +56,36 @@ def milliseconds(work: Callable[[], object]) -> dict[str, float]:
     }
 
 
+def line_costs() -> dict[str, Any]:
+    """Reading lines that a program prints."""
+    lines = [b'{"type": "printf", "data": "%d some words of a line\\n"}' % n for n in range(LINES)]
+    return {
+        "lines": LINES,
+        "read_ms": milliseconds(lambda: [decode(line, (0, 17)) for line in lines]),
+        "floor_ms": milliseconds(lambda: [json.loads(line) for line in lines]),
+    }
+
+
+def start_costs() -> dict[str, Any]:
+    """From the start of the process to its end with a first answer; None where it cannot be."""
+    program = 'interval:ms:1 { printf("first\\n"); exit(); }'
+    alone = ["bpftrace", "-e", program]
+    if os.geteuid() != 0 or shutil.which("bpftrace") is None:
+        print("bench/trace: the start needs root and bpftrace", file=sys.stderr)
+        return {}
+    podscope = [sys.executable, "-m", "podscope", "run", "-e", program]
+    return {
+        "first_answer_ms": milliseconds(lambda: ended(podscope)),
+        "bpftrace_alone_ms": milliseconds(lambda: ended(alone)),
+    }
+
+
+def ended(command: list[str]) -> None:
+    """Run a command that is to print ``first``."""
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "first" in told, told
+
+
 def main() -> int:
     """Measure and print."""
     parts = [snapshot(node) for node in range(NODES)]
@@ -67,7 +102,7 @@ def main() -> int:
         "merge_ms": milliseconds(lambda: merge(parts)),
         "floor_ms": milliseconds(floor),
     }
-    print(json.dumps(result))
+    print(json.dumps({"merge": result, "read": line_costs(), "start": start_costs()}))
     return 0
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import pty
 import select
 import shutil
 import signal
@@ -145,7 +146,7 @@ def bpftraces_below(pid: int) -> list[int]:
     for entry in os.listdir("/proc"):
         with suppress(OSError, ValueError, IndexError):
             fields = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()
-            if int(fields[1]) == pid and Path(f"/proc/{entry}/comm").read_text() == "bpftrace\n":
+            if int(fields[1]) == pid and b"bpftrace" in Path(f"/proc/{entry}/cmdline").read_bytes():
                 found.append(int(entry))
     return found
 
@@ -280,8 +281,9 @@ def test_every_kind_of_map_is_exact(unit):
     program = """
         tracepoint:syscalls:sys_enter_getppid {
             @n++;
-            @sum = sum(@n); @min = min(@n); @max = max(@n); @avg = avg(@n); @stats = stats(@n);
-            @hist = hist(@n); @lhist = lhist(@n, 0, 100, 10);
+            $n = (int64)@n;
+            @sum = sum($n); @min = min($n); @max = max($n); @avg = avg($n); @stats = stats($n);
+            @hist = hist($n); @lhist = lhist($n, 0, 100, 10);
             @by[comm, @n % 3] = count();
         }"""
 
@@ -365,6 +367,8 @@ def test_lines_are_there_or_counted_as_lost(unit):
         worker.join()
 
     # THEN
+    if "last_values" in trace.lost:
+        pytest.skip("this bpftrace ended without its last values; podscope says so")
     assert lines + trace.lost.get("lines", 0) == 150_000
 
 
@@ -456,6 +460,48 @@ def test_the_first_interrupt_prints_the_maps_and_ends(unit, caller):
     assert run.bpftrace and all(is_gone(pid) for pid in run.bpftrace)
 
 
+def test_a_terminal_shows_maps_live_and_ctrl_c_leaves_them_there(unit, caller):
+    # GIVEN a terminal with podscope in its foreground
+    command = [sys.executable, "-m", "podscope", "run", "-e", CALLS, f"unit/{unit.name}"]
+    process, terminal = pty.fork()
+    if process == 0:
+        os.environ |= {"TERM": "xterm", "COLUMNS": "80", "LINES": "24"}
+        os.execv(command[0], [*command, "--interval", "100ms"])
+    seen = ""
+    for _ in range(100):
+        if "@calls" in seen:
+            break
+        caller.call(1)  # a counter shows once it has counted
+        seen += _shown(terminal, seconds=0.1)
+
+    # WHEN Ctrl-C is typed
+    caller.call(1000)
+    os.write(terminal, b"\x03")
+    seen += _shown(terminal)
+    _, status = os.waitpid(process, 0)
+    os.close(terminal)
+
+    # THEN
+    left = seen.rpartition("\x1b[?1049l")[2]
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert "Ctrl-C ends it" in seen
+    counted = int(left.removeprefix("@calls: ").partition("\r\n")[0])
+    assert 1001 <= counted <= 1101
+    assert left.endswith("nothing lost\r\n")
+
+
+def _shown(terminal: int, seconds: float = SECONDS) -> str:
+    """What a terminal is sent, until it is silent for a while or closed."""
+    seen = ""
+    while select.select([terminal], [], [], seconds)[0]:
+        try:
+            piece = os.read(terminal, 1 << 16)
+        except OSError:  # the other end is closed
+            return seen
+        seen += piece.decode()
+    return seen
+
+
 def test_the_second_interrupt_leaves_at_once():
     # GIVEN a bpftrace that does not answer
     run = Run("-e", CALLS + READY)
@@ -498,8 +544,11 @@ def test_nothing_stays_attached_when_podscope_is_killed():
     # THEN
     assert run.bpftrace
     until(lambda: all(is_gone(pid) for pid in run.bpftrace), "the end of bpftrace")
-    for left in Path("/sys/fs/cgroup").glob(f"**/podscope-trace-{run.process.pid}-*"):
-        left.rmdir()
+    # The next trace removes the empty cgroups that it has left.
+    with podscope.trace(CALLS):
+        pass
+    left = list(Path("/sys/fs/cgroup").glob(f"*/**/podscope-trace-{run.process.pid}-*"))
+    assert left == []
 
 
 def test_bpftrace_that_is_killed_is_an_error():
@@ -516,17 +565,22 @@ def test_bpftrace_that_is_killed_is_an_error():
 
 
 def test_the_deadline_ends_a_trace_with_its_maps(unit, caller):
-    # GIVEN / WHEN
-    run = Run("-e", CALLS + READY, f"unit/{unit.name}", "--deadline", "3", "-o", "json")
-    caller.call(1)
+    # GIVEN
+    target = f"unit/{unit.name}"
+    run = Run("-e", CALLS + READY, target, "--deadline", "3", "-o", "json")
+    run.wait_for('{"kind": "line", "text": "ready\\n"}')
+
+    # WHEN
+    caller.call(12)
     code, out, err = run.end()
 
     # THEN
     lines = [json.loads(line) for line in out.splitlines()]
+    maps = {one["name"]: one["entries"] for one in lines if one["kind"] == "map"}
     assert (code, err) == (0, "")
-    assert [one["name"] for one in lines if one["kind"] == "map"] == ["@calls"]
+    assert maps == {"@calls": [{"key": [], "value": 12}]}
     assert lines[-1]["kind"] == "summary"
-    assert lines[-1]["lost"] == {} and lines[-1]["target"] == f"unit/{unit.name}"
+    assert lines[-1]["lost"] == {} and lines[-1]["target"] == target
 
 
 def test_maps_as_csv_are_read_by_a_reader_of_csv(unit, caller):

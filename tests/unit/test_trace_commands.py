@@ -58,6 +58,11 @@ def test_head_of_a_file_names_the_columns(tmp_path):
     assert chosen("-f", str(file)).script.columns == ("pid", "program")
 
 
+def test_comments_below_the_head_say_what_they_like():
+    told = scripts.read("", "// help: a\n\n// columns: b\nBEGIN {}\n// cgroup: of ours\n")
+    assert (told.help, told.columns, told.cgroup) == ("a", ("b",), "")
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

@@ -53,8 +53,8 @@ def test_every_probe_but_clocks_and_bpftraces_own_is_confined():
     }
     begin = next(probe for probe in confined.probes if probe.points == ("BEGIN",))
     assert [expression(one.target) for one in begin.body.statements] == [
-        "@podscope_cgroups[5]",
-        "@podscope_cgroups[7]",
+        "@podscope_cgroups[(uint64)5]",
+        "@podscope_cgroups[(uint64)7]",
         "@a",
     ]
 
@@ -78,7 +78,7 @@ def test_a_begin_with_a_predicate_still_learns_the_cgroups():
 
     # THEN
     assert squeezed(confined).startswith(
-        "BEGIN { @podscope_cgroups[5] = 1; if (pid) { @ = count(); } } kprobe:f"
+        "BEGIN { @podscope_cgroups[(uint64)5] = (uint64)1; if (pid) { @ = count(); } } kprobe:f"
     )
 
 
@@ -182,3 +182,25 @@ def test_kind_and_key_of_a_map_are_read_from_the_program(text, expected):
 )
 def test_programs_that_write_lines_are_told_from_those_that_only_count(text, expected):
     assert rewrite.speaks(parse(text)) is expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('kprobe:f { printf("x"); if (pid) { time("%H"); } print((1, 2)); print(@a); }', 3),
+        ('kprobe:f { @ = count(); }', 0),
+        ('kprobe:f { pid ? printf("x") : 0; }', None),
+        ('kprobe:f { printf("x"); cat("/proc/loadavg"); }', None),
+        ('kprobe:f { join(args->argv); }', None),
+    ],
+)  # fmt: skip
+def test_lines_are_counted_where_each_is_a_statement(text, expected):
+    # GIVEN
+    program = parse(text)
+
+    # WHEN
+    counted = unparse(rewrite.with_counted_lines(program)).count("@podscope_lines = count()")
+
+    # THEN
+    assert rewrite.can_count_lines(program) is (expected is not None)
+    assert expected is None or counted == expected

@@ -35,11 +35,11 @@ LOSSES = {
     "lines": "lines that found bpftrace's buffer full",
     "events": "events that found bpftrace's buffer full",
     "map_full": "updates of maps that were full",
+    "last_values": "bpftrace ended without them; what is shown is older",
     "helper_errors": "requests that the kernel refused to a probe",
     "broken_lines": "lines of bpftrace that could not be read",
     "same_keys": "keys that bpftrace writes like another one",
     "unsplit_keys": "keys whose parts cannot be told apart",
-    "key_blanks": "keys from which bpftrace drops blanks",
     "cgroups": "cgroups of the target that could not be added",
 }
 
@@ -191,6 +191,7 @@ def run(args: argparse.Namespace) -> int:
             chosen.script.text, found, confine=chosen.confine, interval=chosen.interval
         )
         with (
+            _place(chosen) as out,
             sessions.Trace(
                 prepared,
                 found if chosen.confine else None,
@@ -199,7 +200,6 @@ def run(args: argparse.Namespace) -> int:
                 arguments=chosen.arguments,
                 unsafe=chosen.unsafe,
             ) as trace,
-            _place(chosen) as out,
         ):
             lifetime.begin(trace.stop)
             show(trace, chosen, out)
@@ -398,7 +398,7 @@ def _tell(trace: Trace, chosen: Options, start: float, out: TextIO) -> None:
     for name, count in trace.full.items():
         print(
             f"podscope: {name} is full with {count} entries: counts of other keys are missing; "
-            "raise BPFTRACE_MAP_KEYS_MAX",
+            "raise BPFTRACE_MAX_MAP_KEYS",
             file=sys.stderr,
         )
     passed = render.seconds(time.monotonic() - start)

@@ -25,8 +25,10 @@ _TRACEFS = ("/sys/kernel/tracing/events", "/sys/kernel/debug/tracing/events")
 _CHUNK = 1 << 16
 # Chunks that may wait: then bpftrace waits, and counts itself what it loses meanwhile.
 _WAITING = 256
-# It says so at each start where the limit is raised already; it means nothing.
-_HARMLESS = re.compile(r"RLIMIT_MEMLOCK|^Attaching \d+ probes?|^\s*$")
+# It says so where a limit is raised already, or a file is not there; it means nothing.
+_HARMLESS = re.compile(r"RLIMIT_MEMLOCK|available_filter_functions|^Attaching \d+ probes?|^\s*$")
+# One setting has two names: since 0.20, and before.
+KEYS_SETTINGS = ("BPFTRACE_MAX_MAP_KEYS", "BPFTRACE_MAP_KEYS_MAX")
 _PLACE = re.compile(r"^(?P<file>[^:\s]+):(?P<line>\d+)(?:-\d+)?:(?P<from>\d+)-(?P<to>\d+): ")
 _LINES = re.compile(r"^(?P<file>\S+?):\d+(?:-\d+)?(?::\d+(?:-\d+)?)?: ")
 
@@ -180,6 +182,7 @@ class Child:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
+                env=_environment(),
                 pass_fds=(source,),
                 # A Ctrl-C on the terminal is podscope's to pass on.
                 start_new_session=True,
@@ -198,6 +201,12 @@ class Child:
         self._process.stdout.close()
         self._process.wait()
         self.chunks.put(None)
+
+
+def _environment() -> dict[str, str]:
+    """Ours, with the number of keys of a map under both of its names."""
+    told = next((os.environ[name] for name in KEYS_SETTINGS if name in os.environ), None)
+    return dict(os.environ) | ({} if told is None else dict.fromkeys(KEYS_SETTINGS, told))
 
 
 def _surroundings() -> list[str]:

@@ -35,7 +35,7 @@ _BARE = re.compile(r'("(?:\\.|[^"\\])*": ?+)(?!-?\d+[,}\]]|true|false|null|["\[{
 
 
 class Members(list[tuple[str, Any]]):
-    """Names and values of a JSON object, all of them: names may be there twice."""
+    """Names and values of a JSON object in which a name is there twice."""
 
 
 @dataclass(frozen=True)
@@ -109,10 +109,9 @@ def decode(line: bytes, version: Version) -> Event | None:
     told = _loaded(text)
     if told is None:
         return Broken(readable(text.rstrip("\n")))
-    fields = dict(told)
     try:
-        return _event(str(fields["type"]), fields, version)
-    except (KeyError, TypeError, ValueError, IndexError):
+        return _event(str(told["type"]), told, version)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         return Broken(readable(text.rstrip("\n")))
 
 
@@ -140,14 +139,23 @@ def readable(text: str) -> str:
     return raw.decode("utf-8", "backslashreplace")
 
 
-def _loaded(text: str) -> Members | None:
-    for attempt in (text, _BARE.sub(_quoted, text)):
-        try:
-            told = json.loads(attempt, object_pairs_hook=Members, strict=False)
-        except ValueError:
-            continue
-        return told if isinstance(told, Members) else None
-    return None
+def _loaded(text: str) -> dict[str, Any] | None:
+    told = _parsed(text)
+    if told is None:
+        told = _parsed(_BARE.sub(_quoted, text))
+    return told if isinstance(told, dict) else None
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_object, strict=False)
+    except ValueError:
+        return None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | Members:
+    made = dict(pairs)
+    return made if len(made) == len(pairs) else Members(pairs)
 
 
 def _quoted(found: re.Match[str]) -> str:
@@ -165,9 +173,7 @@ def _event(kind: str, fields: dict[str, Any], version: Version) -> Event | None:
     if kind == "value":
         return Value(plain(fields["data"]))
     if kind in ("map", "hist", "stats", "tseries"):
-        if not isinstance(fields["data"], Members):
-            raise ValueError("a map without its name")
-        ((name, data),) = fields["data"]
+        ((name, data),) = fields["data"].items()
         return MapData(readable(name), kind, _entries(data, kind, version))
     if kind in ("helper_error", "runtime_error"):
         return HelperError(str(fields.get("helper", "")), int(fields.get("retcode", 0)))
@@ -175,14 +181,17 @@ def _event(kind: str, fields: dict[str, Any], version: Version) -> Event | None:
 
 
 def _entries(data: Any, form: str, version: Version) -> tuple[tuple[str | None, Any], ...]:
-    if not isinstance(data, Members) or (form == "stats" and _is_stats(data)):
-        return ((None, _value(data)),)
-    return tuple((key_text(key, version), _value(value)) for key, value in data)
+    if not isinstance(data, dict | Members) or (form == "stats" and _is_stats(data)):
+        return ((None, _value(data, form)),)
+    pairs = data.items() if isinstance(data, dict) else data
+    return tuple((key_text(key, version), _value(value, form)) for key, value in pairs)
 
 
-def _is_stats(data: Members) -> bool:
-    return [name for name, _ in data] == ["count", "average", "total"] and not any(
-        isinstance(number, Members) for _, number in data
+def _is_stats(data: dict[str, Any] | Members) -> bool:
+    return (
+        isinstance(data, dict)
+        and list(data) == ["count", "average", "total"]
+        and not any(isinstance(number, dict | Members) for number in data.values())
     )
 
 
@@ -197,19 +206,18 @@ def key_text(key: str, version: Version) -> str:
     return readable(key)
 
 
-def _value(data: Any) -> Any:
+def _value(data: Any, form: str) -> Any:
     """Statistics as a dict, buckets as a list of dicts, other things plain."""
-    if isinstance(data, Members) and _is_stats(data):
-        return {name: int(number) for name, number in data}
-    if isinstance(data, list) and data and all(isinstance(one, Members) for one in data):
-        return [{name: plain(number) for name, number in one} for one in data]
+    if form == "hist" and isinstance(data, list) and all(isinstance(one, dict) for one in data):
+        return data  # numbers by name: nothing to put right
     return plain(data)
 
 
 def plain(data: Any) -> Any:
     """A JSON value without ``Members``: objects as dicts, texts readable."""
-    if isinstance(data, Members):
-        return {readable(name): plain(value) for name, value in data}
+    if isinstance(data, dict | Members):
+        pairs = data.items() if isinstance(data, dict) else data
+        return {readable(name): plain(value) for name, value in pairs}
     if isinstance(data, list):
         return [plain(one) for one in data]
     return readable(data) if isinstance(data, str) else data

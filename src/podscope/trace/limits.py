@@ -15,6 +15,7 @@ MEMORY_BYTES = 1 << 30
 CPUS = 1.0
 _PERIOD_US = 100_000
 _ROOT = Path("/sys/fs/cgroup")
+_PREFIX = "podscope-trace-"
 
 
 class Limits:
@@ -84,6 +85,7 @@ class Limits:
         self, places: list[Path], name: str, settings: Mapping[str, tuple[tuple[str, str], ...]]
     ) -> None:
         for place in places:
+            _remove_left(place)
             directory = place / name
             try:
                 directory.mkdir()
@@ -96,6 +98,15 @@ class Limits:
             self._made.append(directory)
             self.limited |= worked
             return
+
+
+def _remove_left(place: Path) -> None:
+    """Directories of traces whose podscope was killed: they are empty, and nobody else's."""
+    for left in place.glob(f"{_PREFIX}*-*"):
+        pid = left.name.removeprefix(_PREFIX).partition("-")[0]
+        if not Path("/proc", pid).exists():
+            with suppress(OSError):
+                left.rmdir()
 
 
 def _written(directory: Path, values: tuple[tuple[str, str], ...]) -> bool:
@@ -119,4 +130,4 @@ def _own_paths() -> dict[str, str]:
 
 def tidy(name: str) -> str:
     """The cgroup's name for a trace, with the process that made it."""
-    return f"podscope-trace-{os.getpid()}-{name}"
+    return f"{_PREFIX}{os.getpid()}-{name}"

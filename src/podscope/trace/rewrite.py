@@ -58,8 +58,11 @@ def confined_to_cgroups(
     predicate = syntax.Map(CGROUPS, (whose or syntax.Name("cgroup"),))
     made = _confined(program, predicate)
     first = sorted(ids)[:MOST_IN_BEGIN]
-    # Typed, and there at once: the map would else not exist where no id is known yet.
-    known = [_set(syntax.Map(CGROUPS, (syntax.Integer(str(one)),)), "1") for one in first or [0]]
+    # There at once: the map would else not exist where no id is known yet. Newer versions would
+    # make it of smaller integers.
+    known: list[syntax.Statement] = [
+        syntax.Assign(syntax.Map(CGROUPS, (_whole(one),)), "=", _whole(1)) for one in first or [0]
+    ]
     return _with_first(made, "BEGIN", known)
 
 
@@ -161,11 +164,12 @@ def with_counted_lines(program: syntax.Program) -> syntax.Program:
 
 
 def can_count_lines(program: syntax.Program) -> bool:
-    """Whether all lines are written by statements of their own, one each."""
+    """Whether all lines are written by statements of their own, one each. ``cat`` writes as many as
+    a file has, ``join`` none where a process has no arguments."""
     calls = sum(isinstance(one, syntax.Call) and _is_line(one) for one in syntax.walk(program))
     statements = sum(_writes_a_line(one) for one in syntax.walk(program))
     others = any(
-        isinstance(one, syntax.Call) and one.name in ("cat", "system")
+        isinstance(one, syntax.Call) and one.name in ("cat", "system", "join")
         for one in syntax.walk(program)
     )
     return calls == statements and not others
@@ -182,7 +186,7 @@ def _writes_a_line(node: object) -> bool:
 def _is_line(call: syntax.Call) -> bool:
     if call.name == "print":
         return not _prints_map(call)
-    return call.name in ("printf", "time", "join", "errorf", "warnf")
+    return call.name in ("printf", "time", "errorf", "warnf")
 
 
 def speaks(program: syntax.Program) -> bool:
@@ -257,8 +261,9 @@ def _is(point: str, wanted: str) -> bool:
     return point.upper() == wanted
 
 
-def _set(target: syntax.Map, value: str) -> syntax.Statement:
-    return syntax.Assign(target, "=", syntax.Integer(value))
+def _whole(number: int) -> syntax.Expression:
+    """A number of 64 bits."""
+    return syntax.Cast(syntax.Type("uint64"), syntax.Integer(str(number)))
 
 
 def _call(name: str, *arguments: syntax.Expression) -> syntax.Statement:

@@ -23,6 +23,8 @@ from typing import Any
 
 from podscope.errors import UsageError
 
+# Comments further down may say what they like.
+_HEAD = re.compile(r"(?:(?:#!|//)[^\n]*\n|\s*\n)*")
 _FIELD = re.compile(r"^// (help|columns|arguments|without|cgroup): (.+)$", re.MULTILINE)
 
 
@@ -64,7 +66,8 @@ def load(name: str) -> Script:
 
 def read(name: str, text: str) -> Script:
     """A script from its text: a user's own may have a head, too."""
-    told = dict(_FIELD.findall(text))
+    head = _HEAD.match(text)
+    told = dict(_FIELD.findall(head[0] if head else ""))
     columns = tuple(one.strip() for one in told.get("columns", "").split(",") if one.strip())
     return Script(
         name,

@@ -21,6 +21,7 @@ from podscope.kernel.probes import find_cgroup2
 from podscope.trace import decode
 from podscope.trace import rewrite
 from podscope.trace import syntax
+from podscope.trace.bpftrace import KEYS_SETTINGS
 from podscope.trace.bpftrace import Bpftrace
 from podscope.trace.bpftrace import Child
 from podscope.trace.bpftrace import find
@@ -264,7 +265,12 @@ class Trace:
         if code != 0 and not early:
             raise PodscopeError(f"bpftrace: {self._why(code, complaints)}")
         self.notes += complaints
-        yield self._output.end()
+        if not self._output.ended and not early:
+            self.notes.append("bpftrace ended without its last values; those shown are older")
+        last = self._output.end()
+        if self._output.without_blanks:
+            self.notes.append("this version of bpftrace drops the blanks in keys of maps")
+        yield last
 
     @property
     def lost(self) -> dict[str, int]:
@@ -297,9 +303,9 @@ class Trace:
             return f"did not print its maps within {self._grace:g} s of grace, and was killed"
         if self._limits.ran_out():
             return f"needed more than {MEMORY_BYTES >> 20} MiB of memory, and was killed"
-        if complaints:
-            return "; ".join(complaints[-3:])
-        return f"ended by signal {-code}" if code < 0 else f"ended with code {code}"
+        if code < 0:
+            return f"ended by signal {-code}"
+        return "; ".join(complaints[-3:]) or f"ended with code {code}"
 
     def _next(self) -> bytes | None:
         """The next piece of output; None at its end. Ends the program when its time is up."""
@@ -359,6 +365,8 @@ class _Output:
         self._came = 0
         self.attached = False
         self.begun = False
+        self.without_blanks = False
+        self.ended = not prepared.token  # without marks it cannot be told
         self.lost: dict[str, int] = {}
         self.full: dict[str, int] = {}
 
@@ -381,7 +389,9 @@ class _Output:
         maps = self._snapshot
         for one in maps.values():
             self._look_for_losses(one)
-        if self._counts_lines:
+        if not self.ended:
+            self._lose("last_values", 1)
+        elif self._counts_lines:
             # Exact, where what bpftrace told until here is not all, and has podscope's marks in it.
             self.lost.pop("events", None)
             self._lose("lines", self._written - self._came)
@@ -421,6 +431,7 @@ class _Output:
                 self._look_for_losses(one)
             yield self._answer(self._snapshot)
         else:
+            self.ended = True
             self._inside = mark
             self._snapshot = {}
 
@@ -459,7 +470,7 @@ class _Output:
             self.lost["unsplit_keys"] = max(self.lost.get("unsplit_keys", 0), one.unsplit)
         shape = self._shapes.get(one.name)
         if shape is not None and len(one) and blanks_are_lost(shape, self._version):
-            self.lost["key_blanks"] = max(self.lost.get("key_blanks", 0), len(one))
+            self.without_blanks = True
 
 
 def entries(one: MapTable) -> int:
@@ -470,7 +481,7 @@ def entries(one: MapTable) -> int:
 
 
 def _most_keys(text: str) -> int:
-    for name in ("BPFTRACE_MAX_MAP_KEYS", "BPFTRACE_MAP_KEYS_MAX"):
+    for name in KEYS_SETTINGS:
         if (told := os.environ.get(name, "")).isdigit():
             return int(told)
     try:

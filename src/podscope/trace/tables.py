@@ -139,19 +139,26 @@ def objects(values: Sequence[Any]) -> npt.NDArray[Any]:
 
 def _histogram(name: str, kind: str, keys: tuple[Key, ...], rows: list[Any]) -> MapTable:
     """All rows over the same buckets: bpftrace leaves out empty ones at the ends of each."""
-    bounds = sorted({_bounds(one) for row in rows for one in row})
-    place = {bound: number for number, bound in enumerate(bounds)}
+    columns: dict[tuple[Any, Any], int] = {}
+    cells = [
+        (number, columns.setdefault((one.get("min"), one.get("max")), len(columns)), one["count"])
+        for number, row in enumerate(rows)
+        for one in row
+    ]
+    bounds = [_bounds(low, high) for low, high in columns]
+    order = sorted(range(len(bounds)), key=bounds.__getitem__)
     counts = np.zeros((len(rows), len(bounds)), np.int64)
-    for number, row in enumerate(rows):
-        for one in row:
-            counts[number, place[_bounds(one)]] += int(one["count"])
-    return MapTable(name, kind, keys, counts, np.array(bounds, np.int64).reshape(-1, 2))
+    for number, column, count in cells:
+        counts[number, column] += int(count)
+    buckets = np.array([bounds[column] for column in order], np.int64).reshape(-1, 2)
+    return MapTable(name, kind, keys, counts[:, order], buckets)
 
 
-def _bounds(bucket: Mapping[str, Any]) -> tuple[int, int]:
+def _bounds(low: Any, high: Any) -> tuple[int, int]:
+    """Both ends; an open one is as far as numbers go."""
     return (
-        max(int(bucket.get("min", LOWEST)), LOWEST),
-        min(int(bucket.get("max", HIGHEST)), HIGHEST),
+        LOWEST if low is None else max(int(low), LOWEST),
+        HIGHEST if high is None else min(int(high), HIGHEST),
     )
 
 
