@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Protocol
 from typing import Self
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy.typing as npt
 from podscope import wire
 from podscope.batch import Batch
 from podscope.batch import Identity
+from podscope.errors import UsageError
 from podscope.identity.cgroup_paths import CgroupPaths
 from podscope.identity.host import HostIdentities
 from podscope.identity.kubernetes import Cluster
@@ -27,10 +29,13 @@ from podscope.identity.peers import Peers
 from podscope.identity.pods import PodIdentities
 from podscope.kernel.probes import find_cgroup2
 from podscope.pipeline import Watch
+from podscope.pipeline import open_feeds
 from podscope.scope import Has
 from podscope.sources.cgroups import CgroupSource
 from podscope.sources.http import HttpOptions
 from podscope.sources.http import HttpSource
+from podscope.sources.source import Source
+from podscope.streams import Asked
 from podscope.streams import Streams
 
 # Rows of a pod that the API server has not told of wait so long for its name.
@@ -51,6 +56,9 @@ class NodeIdentities:
 
     def __init__(self, server: ApiServer, node: str, source: HttpSource) -> None:
         root = find_cgroup2()
+        # Sources of their own ask from threads of their own.
+        self.lock = threading.Lock()
+        self._root, self._name = root, node
         # Events before the walk: what is made meanwhile is in both.
         self._cgroups = CgroupSource()
         self._paths = CgroupPaths(root)
@@ -70,12 +78,21 @@ class NodeIdentities:
         owners: npt.NDArray[np.uint32],
     ) -> tuple[npt.NDArray[np.uint32], tuple[Identity, ...]]:
         """For each row the position of its identity, shape (n,), and the identities."""
-        self._paths.take(self._cgroups.read())
-        return self._pods.resolve(cgroup_ids, pids, owners)
+        with self.lock:
+            self._paths.take(self._cgroups.read())
+            return self._pods.resolve(cgroup_ids, pids, owners)
+
+    def of_source(self, source: Source) -> PodIdentities:
+        """Names for the rows of another source; hold the lock while they are asked for."""
+        host = HostIdentities(self._root, source.executable, source.cgroup_path)
+        return PodIdentities(
+            self._paths, self._cluster, self._name, source.executable, host.identity
+        )
 
     def ignored(self) -> frozenset[int]:
         """Cgroups that are not to be watched."""
-        return self._pods.ignored()
+        with self.lock:
+            return self._pods.ignored()
 
     def watched(self, batch: Batch) -> Batch:
         """The batch without what is not to be watched: a new pod may have spoken already."""
@@ -101,7 +118,8 @@ class NodeIdentities:
 
     def outside(self, scopes: Sequence[Has]) -> frozenset[int]:
         """Cgroups that are in none of some scopes, for sure."""
-        return self._pods.outside(lambda one, pod: any(has(one, pod) for has in scopes))
+        with self.lock:
+            return self._pods.outside(lambda one, pod: any(has(one, pod) for has in scopes))
 
     def pod(self, uid: str) -> Pod | None:
         """A pod by its uid."""
@@ -130,25 +148,66 @@ class NodeIdentities:
         self._cgroups.close()
 
 
+class OfSource:
+    """The same names, for the rows of one source. Used from one thread."""
+
+    def __init__(self, node: NodeIdentities, source: Source) -> None:
+        self._node = node
+        self._pods = node.of_source(source)
+
+    def resolve(
+        self,
+        cgroup_ids: npt.NDArray[np.uint64],
+        pids: npt.NDArray[np.uint32],
+        owners: npt.NDArray[np.uint32],
+    ) -> tuple[npt.NDArray[np.uint32], tuple[Identity, ...]]:
+        """For each row the position of its identity, shape (n,), and the identities."""
+        with self._node.lock:
+            return self._pods.resolve(cgroup_ids, pids, owners)
+
+    def new_peers(self, batch: Batch) -> npt.NDArray[np.bool_]:
+        """As of `NodeIdentities`."""
+        return self._node.new_peers(batch)
+
+
+class Names(Protocol):
+    """Names for the rows of one source."""
+
+    def resolve(
+        self,
+        cgroup_ids: npt.NDArray[np.uint64],
+        pids: npt.NDArray[np.uint32],
+        owners: npt.NDArray[np.uint32],
+    ) -> tuple[npt.NDArray[np.uint32], tuple[Identity, ...]]:
+        """For each row the position of its identity, shape (n,), and the identities."""
+
+    def new_peers(self, batch: Batch) -> npt.NDArray[np.bool_]:
+        """Which rows' peers nobody knows, but the cluster may tell of soon; shape (n,)."""
+
+
 class Named:
     """Batches whose rows have names: those of pods not told of yet wait for a later batch.
 
     A row is never given a wrong name; after NAME_SECONDS it goes on with the pod's uid alone.
     """
 
-    def __init__(self, identities: NodeIdentities) -> None:
+    def __init__(self, identities: Names) -> None:
         self._identities = identities
         self._held: dict[str, list[Batch]] = {}
 
     def follow(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The same rows, in other batches."""
         for batch in batches:
-            whole = wire.together([*self._ready(batch.kind, batch.time_ns), *self._split(batch)])
-            lost, interval = batch.lost, batch.interval
-            yield replace(whole, time_ns=batch.time_ns, interval=interval, lost=lost)
+            yield self.take(batch)
             # Requests come when there are some: those that wait are looked at each interval too.
             if batch.kind == "http" and (ready := self._ready("request", batch.time_ns)):
                 yield wire.together(ready)
+
+    def take(self, batch: Batch) -> Batch:
+        """Rows of the batch that have names, and of those before that have got theirs."""
+        whole = wire.together([*self._ready(batch.kind, batch.time_ns), *self._split(batch)])
+        lost, interval = batch.lost, batch.interval
+        return replace(whole, time_ns=batch.time_ns, interval=interval, lost=lost)
 
     def _ready(self, kind: str, now_ns: int) -> list[Batch]:
         """Rows that waited, and need no more."""
@@ -215,6 +274,7 @@ class Agent:
     def __enter__(self) -> Self:
         self._streams.find_pod = self.identities.pod
         self._streams.on_change = self._log_changed
+        self._streams.watch_events = self.events
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -241,6 +301,28 @@ class Agent:
             told = self.identities.with_peers(self.identities.watched(batch))
             self._streams.publish(told, self._no_requests(told))
             yield told
+
+    def events(self, asked: Asked) -> Iterator[Batch]:
+        """Rows of other sources, whose programs run from the first batch to the last.
+
+        Raises:
+            UsageError: there is no such kind, or option.
+            PodscopeError: this node can run none of the sources.
+        """
+        names: dict[str, Named] = {}
+
+        def named(source: Source) -> OfSource:
+            found = OfSource(self.identities, source)
+            names.update(dict.fromkeys(source.fields, Named(found)))
+            return found
+
+        feeds, refused = open_feeds(asked.kinds, asked.sources, identities=named)
+        if not feeds:
+            raise next(iter(refused.values()), UsageError(f"no source gives {asked.kinds}"))
+        with Watch(None, asked.kinds, asked.interval, feeds=feeds) as watch:
+            for batch in watch:
+                whole = names[batch.kind].take(batch)
+                yield self.identities.with_peers(self.identities.watched(whole))
 
     def _know_peers(self) -> None:
         """Tells the kernel of addresses that have names, where that has changed."""

@@ -103,8 +103,9 @@ class Feed:
                     yield batch
 
     def interval(self) -> Iterator[Batch]:
-        """Rows of the interval that ends now: one batch a kind, and those of single events."""
-        yield from self.events()
+        """Rows of the interval that ends now: one batch a kind, also where there is nothing."""
+        if self.has_events:
+            yield from self._batches(self.source.read_events(), 0.0)
         if all(kind in self.source.events for kind in self._kinds):
             return
         rows = self.source.read()

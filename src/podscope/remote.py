@@ -26,10 +26,13 @@ from podscope.identity.kubernetes_client import KubernetesError
 from podscope.identity.kubernetes_objects import Page
 from podscope.identity.kubernetes_objects import Pod
 from podscope.identity.port_forward import PortForward
+from podscope.schema import Field
 from podscope.scope import Scope
 from podscope.sources.http import RequestLog
+from podscope.sources.source import fields_of
 from podscope.streams import STREAM_PATH
 from podscope.streams import STREAM_PORT
+from podscope.streams import Asked
 
 NAMESPACE = "podscope"
 SELECTOR = "app.kubernetes.io/name=podscope,app.kubernetes.io/component=agent"
@@ -58,17 +61,19 @@ class Wanted:
         kind: of the batches.
         scope: whose.
         log: which requests, of batches of kind ``request``.
+        asked: which rows of other sources; ``kind`` is ``events`` then.
     """
 
     kind: str = "http"
     scope: Scope = field(default_factory=Scope)
     log: RequestLog | None = None
+    asked: Asked | None = None
 
     @property
     def path(self) -> str:
         """Where an agent has them."""
-        asked = {"scope": self.scope} | ({"log": self.log} if self.log is not None else {})
-        told = {name: msgspec.json.encode(one).decode() for name, one in asked.items()}
+        asked = {"scope": self.scope, "log": self.log, "asked": self.asked}
+        told = {name: msgspec.json.encode(one).decode() for name, one in asked.items() if one}
         return f"{STREAM_PATH}{self.kind}?{urlencode(told)}"
 
 
@@ -127,10 +132,12 @@ class Nodes:
         self._path = wanted.path
         self._stopped = threading.Event()
         self._lock = threading.Lock()
-        self._came: dict[str, list[Batch]] = {}
+        # By node and kind.
+        self._came: dict[tuple[str, str], list[Batch]] = {}
         self._lost: dict[str, int] = {}
-        # By node: the agent that spoke last, and until when.
-        self._until: dict[str, tuple[str, int]] = {}
+        self._fields: dict[str, tuple[Field, ...]] = {}
+        # By node and kind: the agent that spoke last, and until when.
+        self._until: dict[tuple[str, str], tuple[str, int]] = {}
         self._agents = find_agents(server, namespace)
         self._states = {agent.node: "no answer yet" for agent in self._agents}
         self._forwards: dict[str, PortForward] = {}
@@ -180,22 +187,21 @@ class Nodes:
 
     def _all_came(self) -> bool:
         with self._lock:
-            return all(
-                self._came.get(node) for node, state in self._states.items() if state == ANSWERED
-            )
+            came = {node for (node, _), batches in self._came.items() if batches}
+            return all(node in came for node, state in self._states.items() if state == ANSWERED)
 
     def _taken(self, seconds: float) -> Iterator[Batch]:
         """What came, of each node the oldest batches until they make up so many seconds."""
-        taken = []
+        taken: dict[str, list[Batch]] = {}
         with self._lock:
-            for batches in self._came.values():
+            for (_, kind), batches in self._came.items():
                 mine: list[Batch] = []
                 while batches and sum(batch.interval for batch in mine) < seconds:
                     mine.append(batches.pop(0))
                 if mine:
-                    taken.append(_joined(mine))
-        if taken:
-            yield _in_order(wire.together(taken))
+                    taken.setdefault(kind, []).append(_joined(mine))
+        for batches in taken.values():
+            yield _in_order(wire.together(batches))
 
     def _follow(self, agent: Agent) -> None:
         """One agent, until the end; after a failure again, the node's next one at once."""
@@ -235,8 +241,11 @@ class Nodes:
             if self._overlaps(agent, batch):
                 lost["agent_replaced"] = batch.exchanges()
                 batch = batch.where(np.zeros(len(batch), dtype=np.bool_))
-            self._until[agent.node] = (agent.pod, batch.time_ns)
-            self._came.setdefault(agent.node, []).append(batch)
+            self._until[agent.node, batch.kind] = (agent.pod, batch.time_ns)
+            if batch.kind not in self._fields:
+                self._fields[batch.kind] = fields_of(batch.kind)
+            whole = replace(batch, fields=self._fields[batch.kind])
+            self._came.setdefault((agent.node, batch.kind), []).append(whole)
             for reason, count in lost.items():
                 self._lost[reason] = self._lost.get(reason, 0) + count
 
@@ -245,7 +254,7 @@ class Nodes:
 
         Two agents of a node count side by side while one takes over: nothing may be there twice.
         """
-        pod, until_ns = self._until.get(agent.node, (agent.pod, 0))
+        pod, until_ns = self._until.get((agent.node, batch.kind), (agent.pod, 0))
         return pod != agent.pod and batch.time_ns - round(batch.interval * 1e9) < until_ns
 
     def _tell(self, node: str, state: str) -> None:

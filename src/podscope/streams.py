@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from dataclasses import field
 from dataclasses import replace
+from typing import Any
 from typing import TypeVar
 
 import msgspec
@@ -28,15 +29,19 @@ from podscope.schema import SERVER
 from podscope.scope import Has
 from podscope.scope import Scope
 from podscope.sources.http import RequestLog
+from podscope.sources.source import find
 
 # Batches that a listener may be behind before it loses some.
 QUEUE = 30
 KINDS = ("http", "request")
+# Any others, each listener by itself: their programs run while somebody listens.
+EVENTS = "events"
 # Where an agent serves them, on its pod's loopback address.
 STREAM_PORT = 9436
 STREAM_PATH = "/v1/"  # and the kind of batches
 FindPod = Callable[[str], Pod | None]
 T = TypeVar("T")
+LEAST_SECONDS, MOST_SECONDS = 0.1, 86400.0
 
 
 @dataclass(eq=False)
@@ -105,6 +110,21 @@ def _pod(identity: Identity, find_pod: FindPod) -> Pod | None:
     return find_pod(identity.pod_uid) if identity.pod_uid else None
 
 
+@dataclass(frozen=True)
+class Asked:
+    """Rows of other sources, for one listener.
+
+    Attributes:
+        kinds: of its batches.
+        interval: seconds between two batches of a kind that is counted.
+        sources: options of sources, by name.
+    """
+
+    kinds: tuple[str, ...]
+    interval: float = 1.0
+    sources: dict[str, Any] = field(default_factory=dict)
+
+
 class Streams:
     """Sends batches to all who listen, each at its own pace."""
 
@@ -116,6 +136,7 @@ class Streams:
         # The agent's, from when it runs.
         self.find_pod: FindPod = lambda uid: None
         self.on_change: Callable[[], None] = lambda: None
+        self.watch_events: Callable[[Asked], Iterator[Batch]] = lambda asked: iter(())
 
     def publish(self, batch: Batch, no_requests: Batch | None = None) -> None:
         """Gives a batch to everyone who asked for its kind.
@@ -136,11 +157,15 @@ class Streams:
         """Frames of the batches of a kind that are published from now on.
 
         Args:
-            query: ``scope`` (a `Scope`) and, for requests, ``log`` (a `RequestLog`), as JSON.
+            query: ``scope`` (a `Scope`), for requests ``log`` (a `RequestLog`), and for events
+                ``asked`` (an `Asked`), as JSON.
 
         Raises:
             UsageError: what is asked for cannot be understood.
+            PodscopeError: no source can give it here.
         """
+        if kind == EVENTS:
+            return self._events(_listener(kind, query), _asked(query))
         return self._frames(_listener(kind, query))
 
     def always_want(self, log: RequestLog) -> None:
@@ -172,6 +197,24 @@ class Streams:
         for one in listeners:
             one.put(_END)
 
+    def _events(self, listener: Listener, asked: Asked) -> Iterator[bytes]:
+        """Frames of the rows of other sources: they run from now until nobody reads."""
+        batches = self.watch_events(asked)
+        first = next(batches, None)  # what cannot be is told here
+
+        def frames() -> Iterator[bytes]:
+            nonlocal first
+            try:
+                while first is not None:
+                    yield wire.packed(listener.mine(first, self.find_pod, 0))
+                    first = next(batches, None)
+            finally:
+                close = getattr(batches, "close", None)
+                if close is not None:
+                    close()
+
+        return frames()
+
     def _frames(self, listener: Listener) -> Iterator[bytes]:
         with self._lock:
             self._listeners.add(listener)
@@ -189,15 +232,29 @@ _END = Batch("", np.zeros(0, "V1"), np.zeros(0, np.uint32), (), 0, 0.0)
 
 
 def _listener(kind: str, query: Mapping[str, Sequence[str]]) -> Listener:
-    unknown = query.keys() - ({"scope", "log"} if kind == "request" else {"scope"})
-    if unknown:
-        raise UsageError(f"{sorted(unknown)[0]}: no such setting; there are scope and log")
+    known = {"scope"} | {"request": {"log"}, EVENTS: {"asked"}}.get(kind, set())
+    if unknown := query.keys() - known:
+        raise UsageError(f"{sorted(unknown)[0]}: no such setting of {kind}")
     try:
         scope = _decoded(query, "scope", Scope)
         log = _decoded(query, "log", RequestLog) if kind == "request" else None
     except msgspec.MsgspecError as error:
         raise UsageError(f"what is asked for cannot be understood: {error}") from None
     return Listener(kind, scope.rule(), log)
+
+
+def _asked(query: Mapping[str, Sequence[str]]) -> Asked:
+    try:
+        asked = _decoded(query, "asked", Asked)
+        settings: dict[str, Any] = {
+            name: msgspec.convert(values, find(name).options)
+            for name, values in asked.sources.items()
+        }
+    except msgspec.MsgspecError as error:
+        raise UsageError(f"what is asked for cannot be understood: {error}") from None
+    if not LEAST_SECONDS <= asked.interval <= MOST_SECONDS:
+        raise UsageError(f"interval: {asked.interval:g} s cannot be")
+    return replace(asked, sources=settings)
 
 
 def _decoded(query: Mapping[str, Sequence[str]], name: str, kind: type[T]) -> T:

@@ -14,6 +14,7 @@ from podscope.commands import placement
 from podscope.commands import targets
 from podscope.errors import UsageError
 from podscope.identity.kubernetes import Cluster
+from podscope.scope import Scope
 
 HASH = {"pod-template-hash": "77"}
 PODS = (
@@ -33,7 +34,7 @@ def cluster() -> Cluster:
     return made
 
 
-def scope(*words: str) -> targets.Scope:
+def scope(*words: str) -> Scope:
     parser = argparse.ArgumentParser()
     targets.add_arguments(parser)
     return targets.scope(parser.parse_args(words), "shop")
@@ -62,7 +63,7 @@ def test_targets_are_where_their_pods_run(cluster, words, expected):
 
 
 def test_labels_choose_the_pods_that_they_select(cluster):
-    assert placed(cluster, "-l", "x=y", selected=frozenset({"u-c"})) == {"n1": ("pod/u-c",)}
+    assert placed(cluster, "-l", "!pod-template-hash") == {"n1": ("pod/u-c",)}
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from podscope.commands.configured import outputs
 from podscope.commands.configured import request_log
 from podscope.commands.lifetime import Lifetime
 from podscope.commands.up import pages
+from podscope.errors import PodscopeError
 from podscope.errors import UsageError
 from podscope.sinks import http_server
 from podscope.sinks import prometheus
@@ -60,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
     node = config.node or os.environ.get("NODE_NAME") or socket.gethostname()
     from podscope.agent import Agent
     from podscope.identity.kubernetes_client import find_server
+    from podscope.streams import EVENTS
     from podscope.streams import KINDS
     from podscope.streams import STREAM_PATH
     from podscope.streams import STREAM_PORT
@@ -74,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         sinks.take(changed.sinks)
         agent.interval = float(changed.interval)
 
-    stream_pages = {f"{STREAM_PATH}{kind}": _stream(streams, kind) for kind in KINDS}
+    stream_pages = {f"{STREAM_PATH}{kind}": _stream(streams, kind) for kind in (*KINDS, EVENTS)}
     with (
         Lifetime() as lifetime,
         http_server.HttpServer((STREAM_HOST, STREAM_PORT), stream_pages),
@@ -104,6 +106,8 @@ def _stream(streams: Streams, kind: str) -> http_server.Page:
             frames = streams.listen(kind, request.query)
         except UsageError as error:
             return http_server.text(400, f"{error}\n")
+        except PodscopeError as error:
+            return http_server.text(501, f"{error}\n")
         return http_server.Answer(200, "application/octet-stream", frames)
 
     return page

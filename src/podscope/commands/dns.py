@@ -12,10 +12,9 @@ import numpy as np
 from podscope import render
 from podscope.commands import rows
 from podscope.commands import table
+from podscope.commands import targets
 from podscope.commands.http import add_interval
 from podscope.commands.http import interval_ns
-from podscope.commands.lifetime import Lifetime
-from podscope.commands.targets import duration_ns
 from podscope.errors import UsageError
 from podscope.schema_dns import DNS
 from podscope.schema_dns import DNS_LOOKUP
@@ -29,7 +28,8 @@ HELP = "Show DNS lookups by owner, name and response; with --each every lookup a
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the flags."""
+    """Declare the flags and the targets."""
+    targets.add_targets(parser)
     parser.add_argument("--each", action="store_true", help="every lookup, one line each")
     parser.add_argument("--errors", action="store_true", help="with --each, only those that failed")
     add_interval(parser)
@@ -40,36 +40,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Watch and show until a signal or the end of the time."""
     interval = interval_ns(args) / 1e9
-    duration = duration_ns(args)
     named = rows.workload(args)
     if args.errors and not args.each:
         raise UsageError("--errors: it is for single lookups; give --each, too")
     if args.once and args.each:
         raise UsageError("--once: single lookups have no interval; give --duration TIME")
-    from podscope.pipeline import watch
     from podscope.sources.dns import DnsOptions
 
     kind = "dns_lookup" if args.each else "dns"
-    settings = {"dns": DnsOptions(only_errors=args.errors)}
-    with Lifetime() as lifetime, watch((kind,), interval, sources=settings) as watched:
-        lifetime.begin(watched.stop, duration)
+    view = table.View(
+        kind="dns",
+        shown=rows.Shown(DNS, _SUMS),
+        order=_order,
+        title="podscope dns",
+        dispensable=("SERVER", "MAX", "SIDE", "TYPE"),
+        output=args.output,
+        once=args.once,
+        named=named,
+    )
+
+    def show(found: rows.Watched) -> None:
         if args.each:
             kinds = {kind: rows.Shown(DNS_LOOKUP, _EACH)}
-            rows.show(watched, watched.lost, kinds, args.output, sys.stdout, named=named)
-            return 0
-        shown = rows.Shown(DNS, _SUMS)
-        view = table.View(
-            kind=kind,
-            shown=shown,
-            order=_order,
-            title="podscope dns",
-            dispensable=("SERVER", "MAX", "SIDE", "TYPE"),
-            output=args.output,
-            once=args.once,
-            named=named,
-        )
-        table.show(watched, watched.lost, view, sys.stdout)
-    return 0
+            rows.show(found, found.lost, kinds, args.output, sys.stdout, named=named)
+        else:
+            table.show(found, found.lost, view, sys.stdout)
+
+    sources = {"dns": DnsOptions(only_errors=args.errors)}
+    return rows.watched(args, (kind,), interval, show, sources)
 
 
 def _order(columns: rows.Columns) -> Array:

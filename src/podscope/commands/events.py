@@ -12,8 +12,7 @@ import numpy as np
 
 from podscope import render
 from podscope.commands import rows
-from podscope.commands.lifetime import Lifetime
-from podscope.commands.targets import duration_ns
+from podscope.commands import targets
 from podscope.errors import UsageError
 from podscope.schema_dns import DNS_LOOKUP
 from podscope.schema_listen import LISTEN
@@ -38,36 +37,36 @@ INTERVAL_SECONDS = 1.0
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     parser.add_argument(
-        "events",
+        "words",
         nargs="*",
-        metavar="EVENT",
-        help=f"which ones: {', '.join(EVENTS)} (default: all that this kernel can tell)",
+        metavar="EVENT|TARGET",
+        help=f"which ones: {', '.join(EVENTS)} (default: all that the kernel can tell); "
+        f"{targets.WITH_KIND}",
     )
     rows.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Watch and show until a signal or the end of the time."""
-    events = _events(args.events)
+    asked, args.targets = targets.parted(args.words)
+    events = _events(asked)
     if args.output == "csv" and len(events) > 1:
         raise UsageError(
             f"-o csv: each event has columns of its own; name one, as {args.output} {events[0]}"
         )
-    duration = duration_ns(args)
     named = rows.workload(args)
     kinds = {EVENTS[one][0]: EVENTS[one][1] for one in events}
-    from podscope.pipeline import watch
     from podscope.sources.dns import DnsOptions
     from podscope.sources.tcp import TcpOptions
 
     settings = {"tcp": TcpOptions(events=TCP_EVENTS), "dns": DnsOptions(only_errors=True)}
-    with (
-        Lifetime() as lifetime,
-        watch(tuple(kinds), INTERVAL_SECONDS, sources=settings) as watched,
-    ):
-        lifetime.begin(watched.stop, duration)
-        rows.show(watched, watched.lost, kinds, args.output, sys.stdout, named=named)
-    return 0
+    return rows.watched(
+        args,
+        tuple(kinds),
+        INTERVAL_SECONDS,
+        lambda found: rows.show(found, found.lost, kinds, args.output, sys.stdout, named=named),
+        settings,
+    )
 
 
 def _events(asked: Sequence[str]) -> tuple[str, ...]:

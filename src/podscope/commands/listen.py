@@ -11,10 +11,9 @@ import numpy as np
 from podscope import filters
 from podscope.commands import rows
 from podscope.commands import table
+from podscope.commands import targets
 from podscope.commands.http import add_interval
 from podscope.commands.http import interval_ns
-from podscope.commands.lifetime import Lifetime
-from podscope.commands.targets import duration_ns
 from podscope.schema_listen import LISTEN
 
 if TYPE_CHECKING:
@@ -27,7 +26,8 @@ HELP = "Show every listener of TCP: its accept queue and SYN queue, their limit,
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the flags."""
+    """Declare the flags and the targets."""
+    targets.add_targets(parser)
     add_interval(parser)
     parser.add_argument("--once", action="store_true", help="show what is now, and end")
     parser.add_argument("--port", metavar="PORTS", help="ports, as 80,8000-8100")
@@ -37,7 +37,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Watch and show until a signal or the end of the time."""
     interval = interval_ns(args) / 1e9
-    duration = duration_ns(args)
     ports = None if args.port is None else filters.ports(args.port, "--port")
     shown = rows.Shown(LISTEN, _TABLE, lambda batch: _of_ports(batch, ports))
     view = table.View(
@@ -50,13 +49,14 @@ def run(args: argparse.Namespace) -> int:
         once=args.once,
         named=rows.workload(args),
     )
-    from podscope.pipeline import watch
+    from podscope.pipeline import Watch
 
-    with Lifetime() as lifetime, watch(("listen",), interval) as watched:
-        lifetime.begin(watched.stop, duration)
-        batches = watched.read() if args.once else watched
-        table.show(batches, watched.lost, view, sys.stdout)
-    return 0
+    def show(found: rows.Watched) -> None:
+        # What is now is there to be read; the agents of a cluster tell of it in a moment.
+        batches = found.read() if args.once and isinstance(found, Watch) else found
+        table.show(batches, found.lost, view, sys.stdout)
+
+    return rows.watched(args, ("listen",), interval, show)
 
 
 def _of_ports(batch: Batch, ports: filters.Ranges | None) -> Array:

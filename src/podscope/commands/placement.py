@@ -11,9 +11,9 @@ from podscope.batch import Service
 from podscope.errors import UsageError
 
 if TYPE_CHECKING:
-    from podscope.commands.targets import Scope
     from podscope.identity.kubernetes import Cluster
     from podscope.identity.kubernetes_objects import Pod
+    from podscope.scope import Scope
     from podscope.trace.jobs import Part
 
 
@@ -21,7 +21,6 @@ def parts(
     asked: Scope,
     pods: Iterable[Pod],
     cluster: Cluster,
-    selected: frozenset[str] = frozenset(),
     *,
     container: str = "",
     one: bool = False,
@@ -33,7 +32,6 @@ def parts(
             labels, or all of a namespace.
         pods: those of the namespaces that are asked for.
         cluster: what is known of owners and Services.
-        selected: uids of the pods with the labels that are asked for.
         container: only containers of this name.
         one: each pod must have one container, or ``container`` say which.
 
@@ -49,7 +47,8 @@ def parts(
         if container:
             raise UsageError(f"-c {container}: a node is traced whole; name a pod instead")
         return jobs.on_nodes(nodes)
-    wanted = [pod for pod in pods if asked.has(_identity(pod, cluster), selected)]
+    has = asked.rule()
+    wanted = [pod for pod in pods if has(_identity(pod, cluster), pod)]
     return jobs.on_pods(wanted, container, one=one)
 
 

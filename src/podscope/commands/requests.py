@@ -129,7 +129,7 @@ def run(args: argparse.Namespace) -> int:
             "request",
             INTERVAL_SECONDS,
             lambda nodes: show(nodes, nodes.lost, there, sys.stdout),
-            log,
+            log=log,
         )
     from podscope.pipeline import watch
 

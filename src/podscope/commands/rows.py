@@ -3,16 +3,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import json
 import re
 import shutil
 from collections.abc import Callable
 from collections.abc import Iterable
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from typing import Any
+from typing import Protocol
 from typing import TextIO
 
 import numpy as np
@@ -21,7 +25,9 @@ from podscope import filters
 from podscope import render
 from podscope import schema
 from podscope import schema_events
+from podscope.commands import targets
 from podscope.commands.http import tell_lost
+from podscope.commands.lifetime import Lifetime
 
 if TYPE_CHECKING:
     import argparse
@@ -29,6 +35,18 @@ if TYPE_CHECKING:
     from podscope.batch import Batch
 
 OUTPUTS = ("table", "json", "csv")
+
+
+class Watched(Protocol):
+    """What is iterated over: a watch of this host, or the agents of a cluster."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches, as they come."""
+
+    def lost(self) -> dict[str, int]:
+        """What could not be told since the start, by reason."""
+
+
 Columns = Mapping[str, schema.Array]
 
 
@@ -66,6 +84,7 @@ class Shown:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags that all these commands have."""
+    targets.add_flags(parser)
     parser.add_argument("--workload", metavar="GLOB", help="workloads by name, as 'nginx*'")
     parser.add_argument("--duration", metavar="TIME", help="end after this time, as 30s")
     parser.add_argument(
@@ -75,6 +94,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="table",
         help="form (default: table); json is one object a line",
     )
+
+
+def watched(
+    args: argparse.Namespace,
+    kinds: tuple[str, ...],
+    interval: float,
+    show: Callable[[Watched], None],
+    sources: Mapping[str, Any] | None = None,
+) -> int:
+    """Shows rows of this host or of a cluster until a signal or the end of the time.
+
+    Args:
+        kinds: of the rows.
+        interval: seconds between two batches of a kind that is counted.
+        show: is given what to iterate over.
+        sources: options of the sources, by name.
+
+    Returns:
+        The exit code.
+    """
+    settings = dict(sources or {})
+    if targets.is_for_cluster(args):
+        from podscope.streams import Asked
+
+        told = {name: dataclasses.asdict(one) for name, one in settings.items()}
+        return targets.watch_cluster(
+            args, "events", interval, show, asked=Asked(kinds, interval, told)
+        )
+    duration = targets.duration_ns(args)
+    from podscope.pipeline import watch
+
+    with Lifetime() as lifetime, watch(kinds, interval, sources=settings) as found:
+        lifetime.begin(found.stop, duration)
+        show(found)
+    return 0
 
 
 def workload(args: argparse.Namespace) -> str | None:

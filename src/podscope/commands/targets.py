@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from podscope.scope import Scope
     from podscope.scope import Target
     from podscope.sources.http import RequestLog
+    from podscope.streams import Asked
 
 PLUGIN = "kubectl-podscope"
 _APPS = "apis/apps/v1/namespaces/{}/"
@@ -51,6 +52,8 @@ _SHORT = {
 }
 KINDS = {kind: kind for kind in PATHS} | {f"{kind}s": kind for kind in PATHS} | _SHORT
 _SECONDS = 10.0
+# For commands whose own words are told from targets by the slash.
+WITH_KIND = "in a cluster also pod/X, deploy/X and so on"
 # Timers count microseconds; less than this would be over before it began.
 LEAST_DURATION_NS = 10**6
 _NOT_FOUND, _FORBIDDEN = 404, 403
@@ -58,12 +61,22 @@ _NOT_FOUND, _FORBIDDEN = 404, 403
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags and the targets."""
+    add_targets(parser)
+    add_flags(parser)
+
+
+def add_targets(parser: argparse.ArgumentParser) -> None:
+    """Declare the targets."""
     parser.add_argument(
         "targets",
         nargs="*",
         metavar="TARGET",
         help="in a cluster: pod/X, deploy/X, sts/X, ds/X, rs/X, job/X, cronjob/X, svc/X, node/X",
     )
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags, without the targets."""
     parser.add_argument("-n", "--namespace", metavar="NAME", help="a cluster's namespace")
     parser.add_argument(
         "-A", "--all-namespaces", action="store_true", help="all namespaces of a cluster"
@@ -89,6 +102,11 @@ def duration_ns(args: argparse.Namespace) -> int | None:
     if args.duration is None:
         return None
     return filters.duration_ns(args.duration, "--duration", least_ns=LEAST_DURATION_NS)
+
+
+def parted(words: list[str]) -> tuple[list[str], list[str]]:
+    """A command's own words, and targets, which have a slash."""
+    return [word for word in words if "/" not in word], [word for word in words if "/" in word]
 
 
 def is_for_cluster(args: argparse.Namespace, program: str = sys.argv[0]) -> bool:
@@ -161,7 +179,9 @@ def watch_cluster(
     kind: str,
     interval: float,
     show: Callable[[Nodes], None],
+    *,
     log: RequestLog | None = None,
+    asked: Asked | None = None,
 ) -> int:
     """Shows the rows of a cluster's agents until a signal or the end of the time.
 
@@ -170,6 +190,7 @@ def watch_cluster(
         interval: seconds between two batches.
         show: is given what to iterate over.
         log: which requests are asked for, of batches of kind ``request``.
+        asked: which rows of other sources, of kind ``events``.
 
     Returns:
         0; 1 if no node answered. Says which did not.
@@ -181,11 +202,12 @@ def watch_cluster(
 
     duration = duration_ns(args)
     server = find_server(args.kubeconfig or "", args.context or "")
-    asked = scope(args, server.namespace)
-    check(asked, server)
+    of = scope(args, server.namespace)
+    check(of, server)
+    wanted = Wanted(kind, of, log, asked)
     with (
         Lifetime() as lifetime,
-        Nodes(server, interval, Wanted(kind, asked, log), args.agent_namespace) as nodes,
+        Nodes(server, interval, wanted, args.agent_namespace) as nodes,
     ):
         lifetime.begin(nodes.stop, duration)
         show(nodes)

@@ -14,10 +14,9 @@ from podscope import filters
 from podscope import render
 from podscope.commands import rows
 from podscope.commands import table
+from podscope.commands import targets
 from podscope.commands.http import add_interval
 from podscope.commands.http import interval_ns
-from podscope.commands.lifetime import Lifetime
-from podscope.commands.targets import duration_ns
 from podscope.errors import UsageError
 from podscope.schema_tcp import TCP
 from podscope.schema_tcp import TCP_EVENT
@@ -47,10 +46,10 @@ class Sort:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     parser.add_argument(
-        "events",
-        nargs="?",
-        metavar="EVENTS",
-        help=f"{', '.join(SORTS)} (default: none; sums of each interval)",
+        "words",
+        nargs="*",
+        metavar="EVENTS|TARGET",
+        help=f"{', '.join(SORTS)} (default: none; sums of each interval); {targets.WITH_KIND}",
     )
     add_interval(parser)
     parser.add_argument("--once", action="store_true", help="sums of one interval, then end")
@@ -61,35 +60,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Watch and show until a signal or the end of the time."""
     interval = interval_ns(args) / 1e9
-    duration = duration_ns(args)
+    events, args.targets = targets.parted(args.words)
+    if len(events) > 1:
+        raise UsageError(f"EVENTS: one at a time: {' '.join(events)}")
     ports = None if args.port is None else filters.ports(args.port, "--port")
     named = rows.workload(args)
-    if args.events is None:
-        return _sums(args, interval, duration, ports, named)
-    if args.events not in SORTS:
-        raise UsageError(f"EVENTS: no such: {args.events!r}; choose from {', '.join(SORTS)}")
+    if not events:
+        return _sums(args, interval, ports, named)
+    if events[0] not in SORTS:
+        raise UsageError(f"EVENTS: no such: {events[0]!r}; choose from {', '.join(SORTS)}")
     if args.once:
         raise UsageError("--once: events have no interval; give --duration TIME")
-    sort = SORTS[args.events]
+    sort = SORTS[events[0]]
     shown = rows.Shown(TCP_EVENT, (*_BEGINNING, *sort.columns), lambda b: _of_ports(b, ports))
-    from podscope.pipeline import watch
     from podscope.sources.tcp import TcpOptions
 
-    settings = {"tcp": TcpOptions(events=sort.events, window_seconds=interval)}
-    with (
-        Lifetime() as lifetime,
-        watch(("tcp_event",), interval, sources=settings) as watched,
-    ):
-        lifetime.begin(watched.stop, duration)
-        kinds = {"tcp_event": shown}
-        rows.show(watched, watched.lost, kinds, args.output, sys.stdout, named=named)
-    return 0
+    return rows.watched(
+        args,
+        ("tcp_event",),
+        interval,
+        lambda found: rows.show(
+            found, found.lost, {"tcp_event": shown}, args.output, sys.stdout, named=named
+        ),
+        {"tcp": TcpOptions(events=sort.events, window_seconds=interval)},
+    )
 
 
 def _sums(
     args: argparse.Namespace,
     interval: float,
-    duration: int | None,
     ports: filters.Ranges | None,
     named: str | None,
 ) -> int:
@@ -104,12 +103,9 @@ def _sums(
         once=args.once,
         named=named,
     )
-    from podscope.pipeline import watch
-
-    with Lifetime() as lifetime, watch(("tcp",), interval) as watched:
-        lifetime.begin(watched.stop, duration)
-        table.show(watched, watched.lost, view, sys.stdout)
-    return 0
+    return rows.watched(
+        args, ("tcp",), interval, lambda found: table.show(found, found.lost, view, sys.stdout)
+    )
 
 
 def _of_ports(batch: Batch, ports: filters.Ranges | None) -> Array:

@@ -51,8 +51,11 @@ class Peers:
 
         A loopback address is the pod that speaks itself, or the node where it is no pod's. One
         that no object of the cluster has is ``external``, as is a public one that was not kept.
+        Rows that are about no other end stay as they are.
         """
         keys = batch.keys
+        if "peer" not in (keys.dtype.names or ()):
+            return batch
         found: list[Identity] = list(batch.identities)
         places: dict[tuple[int, int, bytes], int] = {}
         addresses, classes = _addresses(keys), keys["peer_class"].tolist()
@@ -72,6 +75,8 @@ class Peers:
         now = self._clock()
         keys = batch.keys
         waits = np.zeros(len(batch), dtype=np.bool_)
+        if "peer" not in (keys.dtype.names or ()):
+            return waits
         classes = keys["peer_class"].tolist()
         known: dict[bytes, bool] = {}
         for row, address in enumerate(_addresses(keys)):

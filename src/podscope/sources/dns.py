@@ -84,6 +84,7 @@ class DnsSource:
         PodscopeError: no cgroup v2, no rights, or a kernel that cannot run the programs.
     """
 
+    options: ClassVar[type] = DnsOptions
     fields: ClassVar[Mapping[str, tuple[Field, ...]]] = {"dns": DNS, "dns_lookup": DNS_LOOKUP}
     events: ClassVar[frozenset[str]] = frozenset({"dns_lookup"})
 

@@ -55,6 +55,7 @@ class ListenSource:
         PodscopeError: no cgroup v2, no rights, or a kernel that cannot run the programs.
     """
 
+    options: ClassVar[type] = ListenOptions
     fields: ClassVar[Mapping[str, tuple[Field, ...]]] = {"listen": LISTEN}
     events: ClassVar[frozenset[str]] = frozenset()
 

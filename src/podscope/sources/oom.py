@@ -51,6 +51,7 @@ class OomSource:
         PodscopeError: no rights, or a kernel that cannot run the programs.
     """
 
+    options: ClassVar[type] = OomOptions
     fields: ClassVar[Mapping[str, tuple[Field, ...]]] = {"oom": OOM}
     events: ClassVar[frozenset[str]] = frozenset({"oom"})
 

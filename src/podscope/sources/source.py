@@ -37,6 +37,7 @@ class Source(Protocol):
     ``cgroup_id``, ``pid`` and ``owner``, and single events also ``time_ns`` (``CLOCK_MONOTONIC``).
     """
 
+    options: ClassVar[type]  # a dataclass
     fields: ClassVar[Mapping[str, tuple[Field, ...]]]  # columns of each kind of rows
     events: ClassVar[frozenset[str]]  # the kinds whose rows are single events
 
@@ -65,6 +66,7 @@ class Source(Protocol):
 class SourceClass(Protocol):
     """How a source is made."""
 
+    options: ClassVar[type]
     fields: ClassVar[Mapping[str, tuple[Field, ...]]]
 
     def __call__(self, options: Any, kinds: Collection[str], /) -> Source:

@@ -77,6 +77,7 @@ class TcpSource:
         PodscopeError: no cgroup v2, no rights, or a kernel that cannot run the programs.
     """
 
+    options: ClassVar[type] = TcpOptions
     fields: ClassVar[Mapping[str, tuple[Field, ...]]] = {"tcp": TCP, "tcp_event": TCP_EVENT}
     events: ClassVar[frozenset[str]] = frozenset({"tcp_event"})
 
