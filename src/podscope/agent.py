@@ -237,7 +237,10 @@ class Named:
 
 
 def _waits(identity: Identity) -> bool:
-    return (bool(identity.pod_uid) and not identity.pod) or identity.kind == "unknown"
+    """Whether the API server will tell more: of a new pod, or of a container that began just now."""
+    if not identity.pod_uid:
+        return identity.kind == "unknown"
+    return not identity.pod or (bool(identity.container_id) and not identity.container)
 
 
 class Agent:

@@ -171,6 +171,7 @@ def together(batches: Sequence[Batch]) -> Batch:
         routes={number: text for batch in batches for number, text in batch.routes.items()},
         lost=lost,
         peers=None if all(batch.peers is None for batch in batches) else np.concatenate(peers),
+        fields=first.fields,
     )
 
 

@@ -184,7 +184,6 @@ class Watching:
             stderr=subprocess.PIPE,
             text=True,
         )
-        self.kind = {"http": "http", "requests": "request"}[command]
         self.lost: dict[str, int] = {}
         time.sleep(4)
 
@@ -205,7 +204,7 @@ class Watching:
         assert lines[-1]["kind"] == "summary"
         self.lost = lines[-1]["lost"]
         assert not self.lost.keys() - {"joined", "agent_replaced"}
-        return [line for line in lines if line["kind"] == self.kind]
+        return [line for line in lines if line["kind"] not in ("summary", "lost")]
 
 
 def counts(rows: list[Row], *names: str, side: str = "server") -> Counter[Any]:

@@ -264,6 +264,17 @@ def peers(columns: Columns) -> list[str]:
     ]
 
 
+def peer_names(columns: Columns) -> list[str]:
+    """Who is at the other end, by name where it has one, else by address."""
+    addresses = columns["network.peer.address"].tolist()
+    names = columns.get("service.peer.name", [None] * len(addresses))
+    spaces = columns.get("service.peer.namespace", [None] * len(addresses))
+    return [
+        render.clean(f"{space}/{name}" if space else name or address or "-")
+        for name, space, address in zip(names, spaces, addresses, strict=True)
+    ]
+
+
 def numbers(name: str) -> Callable[[Columns], list[str]]:
     """Numbers as they are, 0 too."""
     return lambda columns: [str(number) for number in columns[name].tolist()]

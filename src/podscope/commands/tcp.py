@@ -228,7 +228,7 @@ _SUMS = (
     rows.Column("WORKLOAD", 20, rows.workloads),
     _plain("SIDE", 6, "side"),
     rows.Column("PORT", 5, rows.numbers("server.port"), right=True),
-    _plain("PEER", 15, "network.peer.address"),
+    rows.Column("PEER", 15, rows.peer_names),
     _number("CONNECTS", "connects"),
     _number("FAILED", "connects.failed"),
     rows.Column("LATENCY", 7, _mean_connect, right=True),
