@@ -12,6 +12,8 @@ import pytest
 import records
 import sink_rows
 
+from podscope import schema_listen
+from podscope import schema_oom
 from podscope.settings import Url
 from podscope.sinks import line_protocol
 from podscope.sinks import rows
@@ -242,4 +244,50 @@ def test_dashboards_of_kubebpfbox_find_their_series(influxdb, database):
     told = [(one["podname"], one["method"], one["code"], one["dstport"]) for one in traffic]
     assert told == [("web-1-a", "GET", "200", "80")] * 2
     assert [one["duration"] for one in traffic] == [2.5, 2.5]
+    sink.close()
+
+
+def of_fields(kind: str, fields: Any, count: int, **told: object) -> Rows:
+    """Rows of a kind in which nothing applies but what is told: `a__b` for a.b."""
+    blank = {"text": None, "int": 0, "float": np.nan, "time": np.datetime64(0, "ns")}
+    types = {"int": np.int64, "float": np.float64, "time": "M8[ns]"}
+    given = {name.replace("__", "."): value for name, value in told.items()}
+    columns = {
+        one.name: np.full(count, given.get(one.name, blank[one.type]), types.get(one.type, object))
+        for one in fields
+    }
+    assert given.keys() <= columns.keys()
+    columns["time"][:] = np.datetime64(records.TIME_NS, "ns")
+    return Rows(kind, tuple(fields), columns, records.TIME_NS)
+
+
+def test_kills_and_full_queues_are_measurements_of_kubebpfbox(influxdb, database):
+    # GIVEN two kills at once, a listener that is nearly full, and one that is not
+    sink = Influxdb(settings(influxdb, database, compat=("kubebpfbox",)))
+    kills = of_fields(
+        "oom", schema_oom.OOM, 2, podscope__process__comm="stress", process__pid=7,
+        podscope__oom__limit=8 << 20, podscope__oom__trigger__pid=8,
+        podscope__oom__trigger__comm="sh", k8s__pod__name="web-1-a",
+    )  # fmt: skip
+    queues = of_fields(
+        "listen", schema_listen.LISTEN, 2, podscope__listen__limit=128, process__pid=9,
+        podscope__listen__accept_queue=120, process__executable__name="nginx",
+        k8s__pod__name="web-1-b",
+    )  # fmt: skip
+    queues.columns["podscope.listen.event"][1] = "accept_queue"
+
+    # WHEN
+    sink.send(kills)
+    sink.send(queues)
+
+    # THEN
+    found = select(influxdb, database, "select * from oomkill")
+    told = [(one["podname"], one["comm"], one["triggercomm"], one["pages"]) for one in found]
+    assert told == [("web-1-a", "stress", "sh", 2048)] * 2
+    assert {(one["pid"], one["triggerpid"], one["message"]) for one in found} == {
+        (7, 8, "Out of memory")
+    }
+    (one,) = select(influxdb, database, "select * from tcpsynbl")
+    assert (one["podname"], one["comm"], one["pid"]) == ("web-1-b", "nginx", 9)
+    assert (one["maxackbacklog"], one["ackbacklog"]) == (128, 120)
     sink.close()

@@ -182,3 +182,32 @@ def test_series_beyond_the_most_go_to_one_a_side(sink, server, job):
     found = query(server, f'{{__name__=~"http_.*_count",job="{job}"}}', some.time_ns)
     assert sum(value for _, value in found) == some.columns["count"].sum()
     assert [labels for labels, _ in found if labels.get("otel_metric_overflow") == "true"]
+
+
+def test_native_histograms_give_counts_sums_and_quantiles(prometheus, job):
+    # GIVEN
+    url = Url(f"{prometheus.url}/api/v1/write")
+    sink = Prometheus(PrometheusSettings(type="prometheus", url=url, job=job, native=True))
+    made = intervals(3)
+
+    # WHEN
+    for some in made:
+        sink.send(some)
+
+    # THEN
+    last = made[-1]
+    servers = last.columns["side"] == "server"
+    mine = f'{SERVER}{{job="{job}"}}'
+    (count,) = query(prometheus, f"sum(histogram_count({mine}))", last.time_ns)
+    assert count[1] == 3 * last.columns["count"][servers].sum()
+    (total,) = query(prometheus, f"sum(histogram_sum({mine}))", last.time_ns)
+    assert total[1] == pytest.approx(3 * last.columns["duration.sum"][servers].sum())
+    (worst,) = query(prometheus, f"histogram_quantile(0.99, sum({mine}))", last.time_ns)
+    assert worst[1] == pytest.approx(0.7, rel=0.1)
+    start = made[0].time_ns - 10**10 + 10**6
+    (zero,) = query(prometheus, f"sum(histogram_count({mine}))", start)
+    assert zero[1] == 0
+    bodies = f'sum(podscope_http_server_response_body_bytes_total{{job="{job}"}})'
+    size = last.columns["http.response.body.size"][servers].sum()
+    assert query(prometheus, bodies, last.time_ns)[0][1] == 3 * size
+    sink.close()

@@ -24,18 +24,21 @@ from podscope.sinks import rows
 from podscope.sinks.cumulative import IDLE_NS
 from podscope.sinks.cumulative import RECENT_NS
 from podscope.sinks.cumulative import Cumulative
+from podscope.sinks.native_histograms import histogram
 from podscope.sinks.plugin import Dimension
 from podscope.sinks.plugin import Unavailable
 from podscope.sinks.prometheus_write import Prometheus
 from podscope.sinks.prometheus_write import PrometheusSettings
 from podscope.sinks.rows import Rows
 
-LABEL, MESSAGE, STRING = 3, 11, 9
-DOUBLE, INT64, REPEATED, SINGLE = 1, 3, 3, 1
+# Numbers of descriptor.proto.
+MESSAGE, STRING, DOUBLE, INT64 = 11, 9, 1, 3
+UINT64, UINT32, SINT32, SINT64 = 4, 13, 17, 18
+REPEATED, SINGLE = 3, 1
 
 
-def write_request() -> type:
-    """prometheus.WriteRequest of the specification, as far as it is used."""
+def messages() -> tuple[type, type]:
+    """WriteRequest and Histogram of the specification, as far as they are used."""
     file = descriptor_pb2.FileDescriptorProto(name="write.proto", package="p", syntax="proto3")
     shapes = {
         "Label": [("name", 1, STRING, SINGLE, ""), ("value", 2, STRING, SINGLE, "")],
@@ -45,6 +48,15 @@ def write_request() -> type:
             ("samples", 2, MESSAGE, REPEATED, ".p.Sample"),
         ],
         "WriteRequest": [("timeseries", 1, MESSAGE, REPEATED, ".p.TimeSeries")],
+        "BucketSpan": [("offset", 1, SINT32, SINGLE, ""), ("length", 2, UINT32, SINGLE, "")],
+        "Histogram": [
+            ("count_int", 1, UINT64, SINGLE, ""),
+            ("sum", 3, DOUBLE, SINGLE, ""),
+            ("schema", 4, SINT32, SINGLE, ""),
+            ("positive_spans", 11, MESSAGE, REPEATED, ".p.BucketSpan"),
+            ("positive_deltas", 12, SINT64, REPEATED, ""),
+            ("timestamp", 15, INT64, SINGLE, ""),
+        ],
     }
     for name, fields in shapes.items():
         message = file.message_type.add(name=name)
@@ -54,10 +66,11 @@ def write_request() -> type:
                 made.type_name = type_name
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName("p.WriteRequest"))
+    found = [pool.FindMessageTypeByName(f"p.{name}") for name in ("WriteRequest", "Histogram")]
+    return tuple(map(message_factory.GetMessageClass, found))
 
 
-REQUEST = write_request()
+REQUEST, HISTOGRAM = messages()
 
 
 def later(seconds: float) -> Rows:
@@ -131,6 +144,26 @@ def test_a_delivery_sent_again_is_the_same():
 def test_rows_of_servers_and_clients_must_be_told_apart():
     with pytest.raises(ValueError, match="side is missing"):
         PrometheusSettings(type="prometheus", url=Url("http://a"), by=(Dimension("pod"),))
+
+
+@given(st.dictionaries(st.integers(0, 255), st.integers(0, 2**40), max_size=12))
+def test_a_native_histogram_has_the_buckets_of_ours(filled):
+    # GIVEN
+    counts = np.zeros(256, dtype=np.int64)
+    counts[list(filled)] = list(filled.values())
+
+    # WHEN
+    raw = histogram(counts, int(counts.sum()), 1.5, 1_790_000_000_000)
+
+    # THEN bucket i of ours, from 2^((i-160)/8), ends where bucket i-159 of schema 3 does
+    told = HISTOGRAM.FromString(raw)
+    assert (told.count_int, told.sum, told.schema) == (int(counts.sum()), 1.5, 3)
+    assert told.timestamp == 1_790_000_000_000
+    found = np.zeros(256, dtype=np.int64)
+    values = np.cumsum(np.array([*told.positive_deltas], dtype=np.int64))
+    for span in told.positive_spans:
+        found[span.offset + 159 : span.offset + 159 + span.length] = values
+    assert found.tolist() == counts.tolist()
 
 
 # --- totals -----------------------------------------------------------------------------------

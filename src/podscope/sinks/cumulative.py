@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from dataclasses import fields
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -59,6 +60,18 @@ class Shot:
     def take(self, index: Array | slice) -> Shot:
         """The series at ``index`` (positions, a mask or a slice)."""
         return Shot(**{one.name: getattr(self, one.name)[index] for one in fields(self)})
+
+    def zeros(self) -> Shot:
+        """The same series when they began."""
+        kept = ("places", "fresh", "start_ns")
+        return replace(
+            self,
+            **{
+                one.name: np.zeros_like(getattr(self, one.name))
+                for one in fields(self)
+                if one.name not in kept
+            },
+        )
 
     def pieces(self, most: int) -> Iterator[Shot]:
         """The same series, at most so many at once."""

@@ -9,6 +9,7 @@ are few.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -59,9 +60,9 @@ class Compat:
         if rows.kind == BY_SERVICE:
             text = self._svcmetrics(rows) if self._owlk8s else ""
             return text + (_red(rows) if self._kubebpfbox else "")
-        if rows.kind == "request" and self._kubebpfbox:
-            return _traffic(rows, self._distinct)
-        return ""
+        if not self._kubebpfbox or rows.kind not in _EVENTS:
+            return ""
+        return _EVENTS[rows.kind](rows, self._distinct)
 
     def _svcmetrics(self, rows: Rows) -> str:
         """``INT_svcmetrics``: counters since the start, and microseconds."""
@@ -147,3 +148,73 @@ def _traffic(rows: Rows, distinct: Distinct) -> str:
         fields.append(f"duration={one['duration'] * 1e3!r},path={path},srcport={port}i")
     told = zip(series, fields, distinct.times(series, times), strict=True)
     return "".join(f"traffic{one} {value} {time}\n" for one, value, time in told)
+
+
+_PAGE_BYTES = 4096
+_POD = (
+    ("poduid", "k8s.pod.uid"),
+    ("podname", "k8s.pod.name"),
+    ("nodename", "k8s.node.name"),
+    ("namespace", "k8s.namespace.name"),
+    ("containerid", "container.id"),
+    ("containername", "k8s.container.name"),
+)
+
+
+def _oomkill(rows: Rows, distinct: Distinct) -> str:
+    """``oomkill``: pages of the limit, or of the machine."""
+    tags = (
+        *_POD,
+        ("comm", "podscope.process.comm"),
+        ("triggercomm", "podscope.oom.trigger.comm"),
+    )
+    pages = rows.columns["podscope.oom.limit"] // _PAGE_BYTES
+    # They change with each process: fields here, so that there are few series.
+    pid, trigger = rows.columns["process.pid"], rows.columns["podscope.oom.trigger.pid"]
+    fields = [
+        f'pages={n}i,pid={one}i,triggerpid={other}i,message="Out of memory"'
+        for n, one, other in zip(pages.tolist(), pid.tolist(), trigger.tolist(), strict=True)
+    ]
+    return _points("oomkill", rows, tags, fields, distinct)
+
+
+def _tcpsynbl(rows: Rows, distinct: Distinct) -> str:
+    """``tcpsynbl``: listeners whose accept queue is nearly full, or dropped; as numbers."""
+    some = rows.take(rows.columns["podscope.listen.event"] != np.array(None))
+    columns = some.columns
+    numbers = (
+        columns["podscope.listen.limit"].tolist(),
+        columns["podscope.listen.accept_queue"].tolist(),
+        columns["process.pid"].tolist(),
+    )
+    fields = [
+        f"maxackbacklog={most}i,ackbacklog={now}i,pid={pid}i"
+        for most, now, pid in zip(*numbers, strict=True)
+    ]
+    tags = (*_POD, ("comm", "process.executable.name"))
+    return _points("tcpsynbl", some, tags, fields, distinct)
+
+
+def _points(
+    measurement: str,
+    rows: Rows,
+    names: Sequence[tuple[str, str]],
+    fields: Sequence[str],
+    distinct: Distinct,
+) -> str:
+    columns = [(tag, rows.columns[name].tolist()) for tag, name in names if name in rows.columns]
+    series = [
+        measurement
+        + "".join(f",{tag}={tag_value(text)}" for tag, column in columns if (text := column[row]))
+        for row in range(len(rows))
+    ]
+    times = rows.columns["time"].astype("M8[ns]").astype(np.int64).tolist()
+    told = zip(series, fields, distinct.times(series, times), strict=True)
+    return "".join(f"{one} {value} {time}\n" for one, value, time in told)
+
+
+_EVENTS: Mapping[str, Callable[[Rows, Distinct], str]] = {
+    "request": _traffic,
+    "oom": _oomkill,
+    "listen": _tcpsynbl,
+}

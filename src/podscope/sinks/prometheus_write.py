@@ -31,6 +31,7 @@ from podscope.sinks.cumulative import Labels
 from podscope.sinks.cumulative import Shot
 from podscope.sinks.http_client import Client
 from podscope.sinks.http_client import ServerSettings
+from podscope.sinks.native_histograms import histogram
 from podscope.sinks.plugin import Refused
 from podscope.sinks.plugin import SinkSettings
 from podscope.sinks.rows import Rows
@@ -54,6 +55,9 @@ class PrometheusSettings(ServerSettings, frozen=True, kw_only=True):
     headers: Annotated[
         tuple[tuple[str, str], ...], Meta(description="more fields, as X-Scope-OrgID")
     ] = ()
+    native: Annotated[
+        bool, Meta(description="durations as native histograms, in place of classic ones")
+    ] = False
     job: Annotated[str, Meta(description="label `job`; `instance` is the host")] = "podscope"
 
     def __post_init__(self) -> None:
@@ -75,7 +79,8 @@ class Prometheus:
         self._client = Client(settings, bearer)
         self._headers = {**HEADERS, **dict(settings.headers)}
         self._job = settings.job
-        self._totals = Cumulative(buckets=False)
+        self._native = settings.native
+        self._totals = Cumulative(buckets=settings.native)
         self._known: dict[int, tuple[Labels, Template]] = {}
         self._last: Rows | None = None
         self._left: deque[Shot] = deque()
@@ -104,23 +109,21 @@ class Prometheus:
         if len(fresh):
             # A counter that begins above zero would hide its first increase. Refused, where an
             # answer was lost and they are there: they are not needed then.
-            zeros = np.zeros((len(fresh), len(_SERIES)))
-            start = np.minimum(shot.start_ns[fresh], rows.time_ns - 10**6) // 10**6
-            self._post(filled([templates[place] for place in fresh.tolist()], zeros, start))
+            start = np.minimum(shot.start_ns[fresh], rows.time_ns - 10**6)
+            new = [templates[place] for place in fresh.tolist()]
+            self._post(self._request(new, shot.take(fresh).zeros(), start))
             self._left[0] = replace(shot, fresh=np.zeros_like(shot.fresh))
-        values = np.concatenate(
-            [
-                shot.le.astype(float),
-                shot.sum[:, None],
-                shot.count[:, None].astype(float),
-                shot.request_bytes[:, None].astype(float),
-                shot.response_bytes[:, None].astype(float),
-            ],
-            axis=1,
-        )
-        now = np.full(len(templates), rows.time_ns // 10**6)
-        answer = self._post(filled(templates, values, now))
+        now = np.full(len(templates), rows.time_ns)
+        answer = self._post(self._request(templates, shot, now))
         return "" if answer.is_success else self._client.said(answer)
+
+    def _request(self, templates: Sequence[Template], shot: Shot, times_ns: Array) -> bytes:
+        milliseconds = times_ns // 10**6
+        if self._native:
+            return native(templates, shot, milliseconds)
+        columns = (shot.sum, shot.count, shot.request_bytes, shot.response_bytes)
+        values = np.concatenate([shot.le, np.stack(columns, axis=1)], axis=1, dtype=float)
+        return filled(templates, values, milliseconds)
 
     def _post(self, request: bytes) -> Any:
         body = bytes(cramjam.snappy.compress_raw(request))
@@ -213,6 +216,21 @@ def filled(templates: Sequence[Template], values: Array, milliseconds: Array) ->
     times = _varints(np.repeat(milliseconds, values.shape[1]))
     whole[ends - _TIME_BYTES + np.arange(_TIME_BYTES)] = times
     return whole.tobytes()
+
+
+def native(templates: Sequence[Template], shot: Shot, milliseconds: Array) -> bytes:
+    """A WriteRequest with a native histogram and two counters for each set of labels."""
+    parts = []
+    for row, (one, time) in enumerate(zip(templates, milliseconds.tolist(), strict=True)):
+        labels = one.before + one.after
+        names = [name for name, _ in _HEADS[one.side]]
+        told = histogram(shot.buckets[row], int(shot.count[row]), float(shot.sum[row]), time)
+        name = _label("__name__", f"http_{one.side}_request_duration_seconds")
+        parts.append(protobuf.of_length(1, name + labels + protobuf.of_length(4, told)))
+        for head, column in zip(names[-2:], (shot.request_bytes, shot.response_bytes), strict=True):
+            sample = protobuf.double(1, float(column[row])) + protobuf.number(2, time)
+            parts.append(protobuf.of_length(1, head + labels + protobuf.of_length(2, sample)))
+    return b"".join(parts)
 
 
 def _varints(numbers: Array) -> Array:
