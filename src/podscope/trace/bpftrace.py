@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import array
+import fcntl
 import os
 import queue
 import re
@@ -10,7 +12,9 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import termios
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,6 +27,8 @@ from podscope.trace.limits import Limits
 ENVIRONMENT = "PODSCOPE_BPFTRACE"
 _TRACEFS = ("/sys/kernel/tracing/events", "/sys/kernel/debug/tracing/events")
 _CHUNK = 1 << 16
+_PIPE = 1 << 20
+_LOOKS, _LOOK_SECONDS = 100, 0.01
 # Chunks that may wait: then bpftrace waits, and counts itself what it loses meanwhile.
 _WAITING = 256
 # It says so where a limit is raised already, or a file is not there; it means nothing.
@@ -92,7 +98,8 @@ class Child:
         unsafe: bool = False,
         limits: Limits | None = None,
     ) -> None:
-        self.chunks: queue.Queue[bytes | None] = queue.Queue(_WAITING)
+        self.chunks: queue.Queue[bytes | None] = queue.Queue()
+        self._ending = threading.Event()
         self._text = text
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
         self._limits = limits
@@ -115,7 +122,16 @@ class Child:
         return self._process.pid
 
     def stop(self) -> None:
-        """Ask it to print its maps and to end. A second call asks once more."""
+        """Ask it to print its maps and to end. A second call asks once more.
+
+        A signal that comes while it waits to write would end that write, and bpftrace then writes
+        nothing more (seen with 0.23 and 0.27): so there is room in the pipe first.
+        """
+        self._ending.set()
+        for _ in range(_LOOKS):
+            if self._unread() < _CHUNK:
+                break
+            time.sleep(_LOOK_SECONDS)
         self._signal(signal.SIGINT)
 
     def kill(self) -> None:
@@ -133,6 +149,7 @@ class Child:
 
     def close(self) -> None:
         """Kill it if it still runs."""
+        self._ending.set()
         self.kill()
         while self._thread.is_alive():
             with suppress(queue.Empty):
@@ -168,6 +185,15 @@ class Child:
         ) else ""  # fmt: skip
         return f"{said} (at {near.strip()!r})" if near.strip() else said
 
+    def _unread(self) -> int:
+        """Bytes in the pipe."""
+        if self._process is None or self._process.stdout is None or self._process.stdout.closed:
+            return 0
+        size = array.array("i", [0])
+        with suppress(OSError, ValueError):
+            fcntl.ioctl(self._process.stdout.fileno(), termios.FIONREAD, size)
+        return size[0]
+
     def _signal(self, number: signal.Signals) -> None:
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(number)
@@ -196,8 +222,13 @@ class Child:
         if self._limits is not None:
             self._limits.add(self._process.pid)
         assert self._process.stdout is not None
-        while chunk := os.read(self._process.stdout.fileno(), _CHUNK):
+        output = self._process.stdout.fileno()
+        with suppress(OSError):
+            fcntl.fcntl(output, fcntl.F_SETPIPE_SZ, _PIPE)
+        while chunk := os.read(output, _CHUNK):
             self.chunks.put(chunk)
+            while self.chunks.qsize() >= _WAITING and not self._ending.wait(_LOOK_SECONDS):
+                pass
         self._process.stdout.close()
         self._process.wait()
         self.chunks.put(None)
