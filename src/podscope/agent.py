@@ -237,7 +237,7 @@ class Named:
 
 
 def _waits(identity: Identity) -> bool:
-    """Whether the API server will tell more: of a new pod, or of a container that began just now."""
+    """Whether the API server will tell more: of a new pod, or of one of its containers."""
     if not identity.pod_uid:
         return identity.kind == "unknown"
     return not identity.pod or (bool(identity.container_id) and not identity.container)
