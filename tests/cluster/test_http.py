@@ -5,17 +5,24 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import pytest
 from workloads import SPACE
 from workloads import Watching
 from workloads import asking
+from workloads import container
 from workloads import counts
+from workloads import create
 from workloads import finish
 from workloads import job
 from workloads import logged
+from workloads import made
+from workloads import nginx
 from workloads import patch
+from workloads import pods
 from workloads import running
+from workloads import wait
 
 from podscope.identity.kubeconfig import from_kubeconfig
 from podscope.identity.kubernetes_client import KubernetesError
@@ -62,6 +69,63 @@ def test_rows_by_pod_and_by_service_equal_the_servers_own_logs(cluster):
     peer = ("service.peer.name", "service.peer.namespace", "podscope.peer.kind")
     assert counts(rows, *peer) == {("ask", SPACE, "job"): REQUESTS}
     assert counts(rows, *peer, side="client") == {("web", SPACE, "service"): REQUESTS}
+
+
+def test_every_kind_of_target_shows_its_own_rows(cluster):
+    # GIVEN one of each kind that pods can belong to
+    server = container("nginx", nginx(8080))
+    labels = {"app": "kinds"}
+    template = {"metadata": {"labels": labels}, "spec": {"containers": [server]}}
+    apps = f"apis/apps/v1/namespaces/{SPACE}"
+    spec = {"selector": {"matchLabels": labels}, "template": template, "replicas": 1}
+    every = {"selector": spec["selector"], "template": template}
+    schedule = {"schedule": "0 0 1 1 *", "suspend": True, "jobTemplate": {"spec": {
+        "template": {"spec": {"containers": [server], "restartPolicy": "Never"}}}}}  # fmt: skip
+    crons = f"apis/batch/v1/namespaces/{SPACE}/cronjobs"
+    create(
+        cluster,
+        (f"{apps}/statefulsets", made("apps/v1", "StatefulSet", "db", spec)),
+        (f"{apps}/daemonsets", made("apps/v1", "DaemonSet", "edge", every)),
+        (crons, made("batch/v1", "CronJob", "nightly", schedule)),
+    )
+    wait(lambda: len(running(cluster, "app=kinds")) == 3)
+    found = {one["metadata"]["name"]: one for one in pods(cluster, "app=kinds")}
+    edges = sorted(name for name in found if name.startswith("edge-"))
+    node = found[edges[0]]["spec"]["nodeName"]
+    (web, *_) = pods(cluster, "app=web")
+    replica_set = web["metadata"]["ownerReferences"][0]["name"]
+    asks = "".join(
+        asking(f"{found[name]['status']['podIP']}:8080", number)
+        for name, number in (("db-0", 10), (edges[0], 20), (edges[1], 30))
+    ) + asking(f"{web['status']['podIP']}:8080", 40)
+    nightly = job("nightly-1", asks)
+    uid = cluster.get(f"{crons}/nightly")["metadata"]["uid"]
+    owner = {"apiVersion": "batch/v1", "kind": "CronJob", "name": "nightly", "uid": uid}
+    nightly[1]["metadata"]["ownerReferences"] = [{**owner, "controller": True}]
+
+    # WHEN
+    with ExitStack() as stack:
+        expected = {
+            "sts/db": {"server": 10},
+            "ds/edge": {"server": 50},
+            f"rs/{replica_set}": {"server": 40},
+            f"pod/{edges[1]}": {"server": 30},
+            "cronjob/nightly": {"client": 100},
+        }
+        watching = {
+            target: stack.enter_context(Watching(cluster, target, "-n", SPACE, "--by", "side"))
+            for target in (*expected, f"node/{node}")
+        }
+        finish(cluster, nightly)
+        seen = {target: one.rows() for target, one in watching.items()}
+
+    # THEN
+    for target, sides in expected.items():
+        assert {row["side"]: 0 for row in seen[target]} == dict.fromkeys(sides, 0), target
+        for side, count in sides.items():
+            assert counts(seen[target], "side", side=side).total() == count, target
+    on_node = counts(seen[f"node/{node}"], "side").total()
+    assert 20 <= on_node < 200
 
 
 def test_every_request_counts_at_full_speed(cluster):
@@ -204,6 +268,11 @@ def test_a_port_of_a_pod_is_reached_through_the_api_server(cluster):
             "there is no deployment 'nope' in namespace 'podscope-test'",
         ),
         (("node/nope",), "there is no node 'nope'"),
+        (
+            ("web", "-n", SPACE),
+            "there is no pod 'web' in namespace 'podscope-test'; there is deployment/web and "
+            "service/web: name it so",
+        ),
         (("thing/x",), "TARGET: not a target: 'thing/x'"),
         (("-A", "-n", "x"), "-A: all namespaces and -n exclude each other"),
         (("-l", "a=b=c"), "-l: not a label selector: 'a=b=c'"),

@@ -175,6 +175,8 @@ def known_peers(own_cgroup: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ht
 
 
 def key_of(address: str) -> bytes:
+    if ":" in address:
+        return socket.inet_pton(socket.AF_INET6, address)
     return b"\0" * 10 + b"\xff\xff" + socket.inet_aton(address)
 
 
@@ -190,8 +192,12 @@ def peers_counted(source: HttpSource) -> dict[bytes, int]:
 
 def ask_from(address: str) -> None:
     """One exchange over loopback, of a client with this address."""
-    with listening() as listener:
-        client = socket.create_connection(listener.getsockname(), source_address=(address, 0))
+    six = ":" in address
+    with socket.create_server(
+        (address if six else "127.0.0.1", 0), family=socket.AF_INET6 if six else socket.AF_INET
+    ) as listener:
+        where = listener.getsockname()[:2]
+        client = socket.create_connection(where, source_address=(address, 0))
         server, _ = listener.accept()
         with client, server:
             client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -205,34 +211,48 @@ def addresses(*texts: str) -> Iterator[None]:
     """Addresses that this host has for a while."""
     try:
         for text in texts:
-            subprocess.run(["ip", "address", "add", f"{text}/32", "dev", "lo"], check=True)
+            subprocess.run(["ip", "address", "add", *place(text)], check=True)
         yield
     finally:
         for text in texts:
-            subprocess.run(["ip", "address", "del", f"{text}/32", "dev", "lo"], check=False)
+            subprocess.run(["ip", "address", "del", *place(text)], check=False)
 
 
-PUBLIC, NAMED, PRIVATE = "198.51.100.77", "198.51.100.78", "10.213.7.9"
+def place(text: str) -> list[str]:
+    """Words for ip-address(8); without a test for duplicates, which takes a second."""
+    whole = [f"{text}/128", "nodad"] if ":" in text else [f"{text}/32"]
+    return [*whole, "dev", "lo"]
+
+
+PRIVATE = "10.213.7.9"
 NOBODY = bytes(16)
 
 
+@pytest.mark.parametrize(
+    ("public", "named", "private"),
+    [
+        ("198.51.100.77", "198.51.100.78", PRIVATE),
+        ("2001:db8:77::1", "2001:db8:77::2", "fd00:213::9"),
+    ],
+    ids=["IPv4", "IPv6"],
+)
 def test_addresses_are_told_apart_where_they_are_known_or_may_be_soon(
-    known_peers: HttpSource,
+    known_peers: HttpSource, public: str, named: str, private: str
 ) -> None:
     # GIVEN an address that user space has named, and others
-    known_peers.know_peers({key_of(NAMED)})
-    with addresses(PUBLIC, NAMED, PRIVATE):
+    known_peers.know_peers({key_of(named)})
+    with addresses(public, named, private):
         # WHEN
-        for address in (PUBLIC, NAMED, PRIVATE):
+        for address in (public, named, private):
             ask_from(address)
 
         # THEN a public one that nobody named is kept by its class alone
         found = peers_counted(known_peers)
-        assert found == {NOBODY: 1, key_of(NAMED): 1, key_of(PRIVATE): 1}
+        assert found == {NOBODY: 1, key_of(named): 1, key_of(private): 1}
 
         # AND a name that is taken back is kept no more
         known_peers.know_peers(set())
-        ask_from(NAMED)
+        ask_from(named)
         assert peers_counted(known_peers) == {NOBODY: 1}
 
 

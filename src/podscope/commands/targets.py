@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import argparse
 
     from podscope.identity.kubernetes_client import ApiServer
+    from podscope.identity.kubernetes_client import Connection
     from podscope.remote import Nodes
     from podscope.scope import Scope
     from podscope.scope import Target
@@ -169,9 +171,25 @@ def check(asked: Scope, server: ApiServer) -> None:
                 if error.status != _NOT_FOUND:
                     raise
                 where = "" if one.kind == "node" else f" in namespace {asked.namespace!r}"
-                raise PodscopeError(f"there is no {one.kind} {one.name!r}{where}") from None
+                others = _others(connection, one, asked.namespace)
+                hint = f"; there is {' and '.join(others)}: name it so" if others else ""
+                raise PodscopeError(f"there is no {one.kind} {one.name!r}{where}{hint}") from None
     finally:
         connection.release()
+
+
+def _others(connection: Connection, target: Target, namespace: str | None) -> list[str]:
+    """Objects of other kinds with the name of a target, as ``deployment/web``."""
+    from podscope.identity.kubernetes_client import KubernetesError
+
+    found = []
+    for kind, path in PATHS.items():
+        if kind in (target.kind, "node"):
+            continue
+        with contextlib.suppress(KubernetesError):
+            connection.get(f"{path.format(namespace)}/{target.name}", {}, _SECONDS)
+            found.append(f"{kind}/{target.name}")
+    return found
 
 
 def watch_cluster(
