@@ -40,6 +40,8 @@ from podscope.streams import Streams
 
 # Rows of a pod that the API server has not told of wait so long for its name.
 NAME_SECONDS = 30.0
+# Where nothing has changed, their names are asked for again after this time.
+AGAIN_SECONDS = 4.0
 
 
 class NodeIdentities:
@@ -81,6 +83,12 @@ class NodeIdentities:
         with self.lock:
             self._paths.take(self._cgroups.read())
             return self._pods.resolve(cgroup_ids, pids, owners)
+
+    @property
+    def version(self) -> object:
+        """Another value when more may be known."""
+        cluster = self._cluster
+        return cluster.version, cluster.addresses_version, self._paths.held()
 
     def of_source(self, source: Source) -> PodIdentities:
         """Names for the rows of another source; hold the lock while they are asked for."""
@@ -165,6 +173,11 @@ class OfSource:
         with self._node.lock:
             return self._pods.resolve(cgroup_ids, pids, owners)
 
+    @property
+    def version(self) -> object:
+        """As of `NodeIdentities`."""
+        return self._node.version
+
     def new_peers(self, batch: Batch) -> npt.NDArray[np.bool_]:
         """As of `NodeIdentities`."""
         return self._node.new_peers(batch)
@@ -172,6 +185,10 @@ class OfSource:
 
 class Names(Protocol):
     """Names for the rows of one source."""
+
+    @property
+    def version(self) -> object:
+        """Another value when more may be known."""
 
     def resolve(
         self,
@@ -194,6 +211,8 @@ class Named:
     def __init__(self, identities: Names) -> None:
         self._identities = identities
         self._held: dict[str, list[Batch]] = {}
+        # By kind: with what knowledge, and when, names were asked for last.
+        self._asked: dict[str, tuple[object, int]] = {}
 
     def follow(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The same rows, in other batches."""
@@ -212,14 +231,25 @@ class Named:
     def _ready(self, kind: str, now_ns: int) -> list[Batch]:
         """Rows that waited, and need no more."""
         due = now_ns - round(NAME_SECONDS * 1e9)
+        news = self._has_news(kind, now_ns)
         ready: list[Batch] = []
         for held in self._held.pop(kind, ()):
-            named = self._named(held)
             if held.time_ns < due:
-                ready.append(named)
+                ready.append(self._named(held))
+            elif news:
+                ready += self._split(self._named(held))
             else:
-                ready += self._split(named)
+                self._held.setdefault(kind, []).append(held)
         return [batch for batch in ready if len(batch)]
+
+    def _has_news(self, kind: str, now_ns: int) -> bool:
+        """Whether to ask again for names: something has changed, or some time has passed."""
+        version, at_ns = self._asked.get(kind, (None, 0))
+        now = self._identities.version
+        if now == version and now_ns - at_ns < AGAIN_SECONDS * 1e9:
+            return False
+        self._asked[kind] = (now, now_ns)
+        return True
 
     def _split(self, batch: Batch) -> list[Batch]:
         """The rows that have names; the others wait."""

@@ -22,6 +22,11 @@ class Known:
     def __init__(self) -> None:
         self.names: dict[int, Identity] = {}
 
+    @property
+    def version(self):
+        """Changes with the names."""
+        return tuple(self.names)
+
     def new_peers(self, batch):
         """Nobody's peer is awaited."""
         return np.zeros(len(batch), dtype=np.bool_)
@@ -61,6 +66,23 @@ def test_rows_of_a_pod_that_is_not_known_yet_wait_for_its_name():
     known.names[1] = records.WEB_A
     assert counted(next(named)) == {"web-1-a": 120, "web-1-b": 15, "web": 5}
     assert counted(next(named)) == {"web-1-a": 40, "web-1-b": 15, "web": 5}
+
+
+def test_names_are_not_asked_for_again_while_nothing_changes():
+    # GIVEN a pod that is not known
+    known = Known()
+    known.names = {2: records.WEB_B, 3: records.BARE}
+    asked = []
+    resolve = known.resolve
+    made = list(batches(known, 0, 1, 2, 3, 4, 5))
+    known.resolve = lambda *keys: asked.append(1) or resolve(*keys)
+
+    # WHEN
+    found = [counted(batch).get("", 0) for batch in agent.Named(known).follow(made)]
+
+    # THEN its rows are looked at once in a while, all that wait
+    assert found == [0] * 6
+    assert len(asked) == 4  # those of the first four seconds, at the end of these
 
 
 def test_rows_of_a_pod_that_stays_unknown_go_on_with_its_uid():
