@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Protocol
 from typing import Self
 
@@ -24,6 +27,7 @@ from podscope.identity.kubernetes import Cluster
 from podscope.identity.kubernetes import Jobs
 from podscope.identity.kubernetes import follow
 from podscope.identity.kubernetes_client import ApiServer
+from podscope.identity.kubernetes_objects import KubernetesObject
 from podscope.identity.kubernetes_objects import Pod
 from podscope.identity.peers import Peers
 from podscope.identity.pods import PodIdentities
@@ -40,6 +44,7 @@ from podscope.streams import Streams
 
 # Rows of a pod that the API server has not told of wait so long for its name.
 NAME_SECONDS = 30.0
+FIRST_SECONDS = 0.2
 # Where nothing has changed, their names are asked for again after this time.
 AGAIN_SECONDS = 4.0
 
@@ -67,6 +72,10 @@ class NodeIdentities:
         self._jobs = Jobs(server)
         self._cluster = Cluster(self._jobs.find)
         self._followers = follow(self._cluster, server, node=node)
+        # Called, from other threads, when something asks to be left alone, or no more.
+        self.on_ignore: Callable[[], None] = lambda: None
+        for one in (self._followers.pods, self._followers.namespaces, self._followers.nodes):
+            one.on_change(self._ignore_changed)
         host = HostIdentities(root, source.executable)
         self._pods = PodIdentities(
             self._paths, self._cluster, node, source.executable, host.identity
@@ -96,6 +105,12 @@ class NodeIdentities:
         return PodIdentities(
             self._paths, self._cluster, self._name, source.executable, host.identity
         )
+
+    def _ignore_changed(self, old: KubernetesObject | None, new: KubernetesObject | None) -> None:
+        before = old is not None and old.metadata.annotations.say_ignore
+        after = new is not None and new.metadata.annotations.say_ignore
+        if before != after:
+            self.on_ignore()
 
     def ignored(self) -> frozenset[int]:
         """Cgroups that are not to be watched."""
@@ -299,6 +314,7 @@ class Agent:
         self._watch = Watch(source, ("http", "request"), interval, self.identities)
         self._streams = streams
         self._log_lock = threading.Lock()
+        self._ignore_lock = threading.Lock()
         self._addresses_version = -1
         self.lost = self._watch.lost
         self.cost = self._watch.cost
@@ -306,11 +322,13 @@ class Agent:
 
     def __enter__(self) -> Self:
         self._streams.find_pod = self.identities.pod
+        self.identities.on_ignore = self._ignore
         self._streams.on_change = self._log_changed
         self._streams.watch_events = self.events
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.identities.on_ignore = lambda: None
         self._streams.on_change = lambda: None
         self._streams.close()
         self._watch.close()
@@ -326,9 +344,9 @@ class Agent:
         self._watch.interval = seconds
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in Named(self.identities).follow(self._watch):
+        for batch in Named(self.identities).follow(chain(self._first(), self._watch)):
             if batch.kind == "http":
-                self._source.ignore(self.identities.ignored())
+                self._ignore()
                 self._know_peers()
                 self._narrow_log()
             told = self.identities.with_peers(self.identities.watched(batch))
@@ -356,6 +374,15 @@ class Agent:
             for batch in watch:
                 whole = names[batch.kind].take(batch)
                 yield self.identities.with_peers(self.identities.watched(whole))
+
+    def _first(self) -> Iterator[Batch]:
+        """A look soon after the start: nobody wants to wait for a whole interval."""
+        time.sleep(FIRST_SECONDS)
+        yield from self._watch.read()
+
+    def _ignore(self) -> None:
+        with self._ignore_lock:
+            self._source.ignore(self.identities.ignored())
 
     def _know_peers(self) -> None:
         """Tells the kernel of addresses that have names, where that has changed."""

@@ -233,7 +233,7 @@ def test_pods_and_nodes_can_ask_for_it_too(cluster, level):
 
 def annotate(cluster, path: str, value: str | None, name: str = "podscope.dev/ignore") -> None:
     patch(cluster, path, {"metadata": {"annotations": {name: value}}})
-    time.sleep(2)
+    time.sleep(1)
 
 
 def test_a_port_of_a_pod_is_reached_through_the_api_server(cluster):
