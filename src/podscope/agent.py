@@ -32,6 +32,7 @@ from podscope.identity.kubernetes_objects import Pod
 from podscope.identity.peers import Peers
 from podscope.identity.pods import PodIdentities
 from podscope.kernel.probes import find_cgroup2
+from podscope.pipeline import Identities
 from podscope.pipeline import Watch
 from podscope.pipeline import open_feeds
 from podscope.scope import Has
@@ -198,20 +199,12 @@ class OfSource:
         return self._node.new_peers(batch)
 
 
-class Names(Protocol):
-    """Names for the rows of one source."""
+class Names(Identities, Protocol):
+    """Names for the rows of one source, some of which come late."""
 
     @property
     def version(self) -> object:
         """Another value when more may be known."""
-
-    def resolve(
-        self,
-        cgroup_ids: npt.NDArray[np.uint64],
-        pids: npt.NDArray[np.uint32],
-        owners: npt.NDArray[np.uint32],
-    ) -> tuple[npt.NDArray[np.uint32], tuple[Identity, ...]]:
-        """For each row the position of its identity, shape (n,), and the identities."""
 
     def new_peers(self, batch: Batch) -> npt.NDArray[np.bool_]:
         """Which rows' peers nobody knows, but the cluster may tell of soon; shape (n,)."""

@@ -363,30 +363,34 @@ def _oom() -> str:
 
 
 def _listeners() -> str:
-    with BpfObject.open("listen") as program, suppress(LoadError):
-        program.load()
-        return "noted from their beginning, those that are there already by one walk"
-    with BpfObject.open("listen_v2") as program:
-        program.load()
-    return "noted from their beginning, those that are there already process by process"
+    known = "noted from their beginning, those that are there already "
+    return _loaded("listen", f"{known}by one walk", f"{known}process by process")
 
 
 def _connections() -> str:
-    with BpfObject.open("tcp") as program, suppress(LoadError):
-        program.load()
-        return "told by tracepoints, those that are there already by one walk"
-    with BpfObject.open("tcp_v2") as program:
-        program.load()
-    return "told by tracepoints; of those that are there already only listeners are known"
+    return _loaded(
+        "tcp",
+        "told by tracepoints, those that are there already by one walk",
+        "told by tracepoints; of those that are there already only listeners are known",
+    )
 
 
 def _lookups() -> str:
-    with BpfObject.open("dns") as program, suppress(LoadError):
+    return _loaded(
+        "dns",
+        "parsed at the cgroup hooks, over UDP and TCP",
+        "parsed at the cgroup hooks; older sockets get owners process by process",
+    )
+
+
+def _loaded(name: str, newest: str, older: str) -> str:
+    """Which of an object's two builds this kernel takes, in words. Raises LoadError: neither."""
+    with BpfObject.open(name) as program, suppress(LoadError):
         program.load()
-        return "parsed at the cgroup hooks, over UDP and TCP"
-    with BpfObject.open("dns_v2") as program:
+        return newest
+    with BpfObject.open(f"{name}_v2") as program:
         program.load()
-    return "parsed at the cgroup hooks; older sockets get owners process by process"
+    return older
 
 
 def _has_helper(kind: int, helper: int) -> bool:

@@ -27,6 +27,8 @@ from podscope.kernel.objects import LoadError
 from podscope.kernel.probes import find_cgroup2
 from podscope.kernel.rings import Ring
 from podscope.schema import error_mask
+from podscope.sources.loading import cgroup_directory
+from podscope.sources.loading import executable_of
 from podscope.sources.open_sockets import note_open_sockets
 
 # enum bpf_attach_type (include/uapi/linux/bpf.h)
@@ -252,10 +254,7 @@ class HttpSource:
         Args:
             owner: the number in the rows: a process while it runs one program.
         """
-        found = self._owners.lookup(owner)
-        if found is None:
-            return ""
-        return bytes(found["executable"]).rstrip(b"\0").decode("utf-8", "backslashreplace")
+        return executable_of(self._owners, owner)
 
     def series_count(self) -> int:
         """Series in use."""
@@ -361,14 +360,7 @@ class HttpSource:
         _set_log(self.variables, self.options.log)
 
     def _attach(self) -> None:
-        try:
-            cgroup = os.open(self._cgroup, os.O_RDONLY | os.O_DIRECTORY)
-        except OSError as error:
-            raise PodscopeError(
-                f"cgroup {self._cgroup}: {error.strerror}: name a directory below the cgroup v2 "
-                "mount"
-            ) from None
-        try:
+        with cgroup_directory(self._cgroup) as cgroup:
             # Owners first, of new sockets and then of those that are there: no packet is seen
             # before its socket has one.
             self._object.attach_cgroup("http_socket", cgroup)
@@ -377,8 +369,6 @@ class HttpSource:
             self._object.attach_cgroup_as("http_segment", cgroup, INGRESS)
             self._object.attach_cgroup_as("http_segment", cgroup, EGRESS)
             self._object.attach_cgroup("http_handshake", cgroup)
-        finally:
-            os.close(cgroup)
 
     def _live_slots(self, now: float) -> npt.NDArray[np.intp]:
         live = np.flatnonzero(self._info["live"])
