@@ -8,7 +8,6 @@ import mmap
 import numbers
 import os
 import resource
-import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -39,6 +38,7 @@ from podscope.sources.source import SourceClass
 from podscope.sources.source import kinds as kinds_of_sources
 from podscope.sources.source import names as names_of_sources
 from podscope.sources.source import sources_of
+from podscope.stopping import Stop
 
 # Those of the HTTP source; others have kinds of their own.
 KINDS = ("http", "request")
@@ -167,7 +167,7 @@ class Watch:
             self._identities = identities or HostIdentities(find_cgroup2(), source.executable)
             self._last_lost = source.lost()
         self._routes: dict[int, str] = {0: ""}
-        self._stopped = threading.Event()
+        self._stopped = Stop()
         self._closed = False
         self._last_read = time.monotonic()
 

@@ -30,6 +30,7 @@ from podscope.schema import Field
 from podscope.scope import Scope
 from podscope.sources.http import RequestLog
 from podscope.sources.source import fields_of
+from podscope.stopping import Stop
 from podscope.streams import STREAM_PATH
 from podscope.streams import STREAM_PORT
 from podscope.streams import Asked
@@ -130,7 +131,7 @@ class Nodes:
         self._interval = interval
         self._namespace = namespace
         self._path = wanted.path
-        self._stopped = threading.Event()
+        self._stopped = Stop()
         self._lock = threading.Lock()
         # By node and kind.
         self._came: dict[tuple[str, str], list[Batch]] = {}

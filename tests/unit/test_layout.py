@@ -14,7 +14,7 @@ PACKAGE = ROOT / "src" / "podscope"
 SCHEMAS = {"schema", "schema_dns", "schema_events", "schema_listen", "schema_oom", "schema_tcp"}
 # A room imports only from itself and the rooms of the lines before it.
 ROOMS = (
-    {"errors"},
+    {"errors", "stopping"},
     {"batch", *SCHEMAS, "red", "filters", "render", "wire"},
     {"settings"},
     {"kernel"},
