@@ -70,10 +70,14 @@ class Wanted:
     log: RequestLog | None = None
     asked: Asked | None = None
 
-    @property
-    def path(self) -> str:
-        """Where an agent has them."""
-        asked = {"scope": self.scope, "log": self.log, "asked": self.asked}
+    def path(self, since_ns: int = 0) -> str:
+        """Where an agent has them.
+
+        Args:
+            since_ns: intervals that ended until then, in Unix time, are here already.
+        """
+        since = since_ns if self.kind == "http" else 0
+        asked = {"scope": self.scope, "log": self.log, "asked": self.asked, "since": since}
         told = {name: msgspec.json.encode(one).decode() for name, one in asked.items() if one}
         return f"{STREAM_PATH}{self.kind}?{urlencode(told)}"
 
@@ -130,7 +134,7 @@ class Nodes:
         self._server = server
         self._interval = interval
         self._namespace = namespace
-        self._path = wanted.path
+        self._wanted = wanted
         self._stopped = Stop()
         self._lock = threading.Lock()
         # By node and kind.
@@ -225,7 +229,8 @@ class Nodes:
             forward.socket.settimeout(SILENCE_SECONDS)
             connection = http.client.HTTPConnection("agent")
             connection.sock = forward.socket
-            connection.request("GET", self._path)
+            _, until_ns = self._until.get((agent.node, self._wanted.kind), ("", 0))
+            connection.request("GET", self._wanted.path(until_ns))
             answer = connection.getresponse()
             if answer.status != http.client.OK:
                 said = " ".join(answer.read(_SAID_BYTES).decode(errors="replace").split())

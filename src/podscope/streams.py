@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -33,6 +34,11 @@ from podscope.sources.source import find
 
 # Batches that a listener may be behind before it loses some.
 QUEUE = 30
+# Intervals are kept for who listens again after a broken connection, so long and so much of them.
+RECENT_NS = 20 * 10**9
+RECENT_BYTES = 4 << 20
+# At the end of the agent each listener has this time to take what it has not got yet.
+CLOSE_SECONDS = 3.0
 KINDS = ("http", "request")
 # Any others, each listener by itself: their programs run while somebody listens.
 EVENTS = "events"
@@ -52,11 +58,14 @@ class Listener:
         kind: of its batches.
         has: which rows are in its scope.
         log: which requests it asked for; None: its rows are of another kind.
+        since_ns: it has got all intervals that ended until then, in Unix time; 0: it wants none
+            from before.
     """
 
     kind: str
     has: Has
     log: RequestLog | None
+    since_ns: int = 0
     batches: queue.Queue[Batch] = field(default_factory=lambda: queue.Queue(QUEUE))
     passed: dict[int, int] = field(default_factory=dict)
 
@@ -131,6 +140,9 @@ class Streams:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._listeners: set[Listener] = set()
+        self._ended = threading.Condition(self._lock)
+        self._serving: set[Listener] = set()
+        self._recent: deque[Batch] = deque()
         self._sampled = 0
         self._standing: Listener | None = None
         # The agent's, from when it runs.
@@ -147,18 +159,31 @@ class Streams:
         """
         with self._lock:
             listeners = list(self._listeners)
+            if batch.kind == "http":
+                self._keep(batch)
         for one in listeners:
             if one.kind == batch.kind:
                 one.put(batch)
             elif one.kind == "request" and no_requests is not None:
                 one.put(no_requests)
 
+    def _keep(self, batch: Batch) -> None:
+        self._recent.append(batch)
+        while (
+            self._recent[0].time_ns < batch.time_ns - RECENT_NS
+            or sum(one.rows.nbytes for one in self._recent) > RECENT_BYTES
+        ):
+            self._recent.popleft()
+            if not self._recent:
+                return
+
     def listen(self, kind: str, query: Mapping[str, Sequence[str]]) -> Iterator[bytes]:
         """Frames of the batches of a kind that are published from now on.
 
         Args:
-            query: ``scope`` (a `Scope`), for requests ``log`` (a `RequestLog`), and for events
-                ``asked`` (an `Asked`), as JSON.
+            query: ``scope`` (a `Scope`), for requests ``log`` (a `RequestLog`), for events
+                ``asked`` (an `Asked`), and for intervals ``since`` (a Unix time in nanoseconds:
+                also those that ended after it, as far as they are kept), as JSON.
 
         Raises:
             UsageError: what is asked for cannot be understood.
@@ -191,11 +216,13 @@ class Streams:
         return wanted, tuple(one.has for one in listeners)
 
     def close(self) -> None:
-        """Ends what is sent: of all who listen."""
+        """Ends what is sent, when all who listen have got the last of it, or after a time."""
         with self._lock:
             listeners, self._listeners = self._listeners, set()
         for one in listeners:
             one.put(_END)
+        with self._ended:
+            self._ended.wait_for(lambda: not self._serving, CLOSE_SECONDS)
 
     def _events(self, listener: Listener, asked: Asked) -> Iterator[bytes]:
         """Frames of the rows of other sources: they run from now until nobody reads."""
@@ -218,13 +245,20 @@ class Streams:
     def _frames(self, listener: Listener) -> Iterator[bytes]:
         with self._lock:
             self._listeners.add(listener)
+            self._serving.add(listener)
+            if listener.since_ns:
+                for batch in self._recent:
+                    if batch.time_ns > listener.since_ns:
+                        listener.put(batch)
         try:
             self.on_change()
             while (batch := listener.batches.get()) is not _END:
                 yield wire.packed(listener.mine(batch, self.find_pod, self._sampled))
         finally:
-            with self._lock:
+            with self._ended:
                 self._listeners.discard(listener)
+                self._serving.discard(listener)
+                self._ended.notify_all()
             self.on_change()
 
 
@@ -232,15 +266,17 @@ _END = Batch("", np.zeros(0, "V1"), np.zeros(0, np.uint32), (), 0, 0.0)
 
 
 def _listener(kind: str, query: Mapping[str, Sequence[str]]) -> Listener:
-    known = {"scope"} | {"request": {"log"}, EVENTS: {"asked"}}.get(kind, set())
+    more = {"http": {"since"}, "request": {"log"}, EVENTS: {"asked"}}
+    known = {"scope"} | more.get(kind, set())
     if unknown := query.keys() - known:
         raise UsageError(f"{sorted(unknown)[0]}: no such setting of {kind}")
     try:
         scope = _decoded(query, "scope", Scope)
         log = _decoded(query, "log", RequestLog) if kind == "request" else None
+        since = msgspec.json.decode(query.get("since", ["0"])[-1], type=int)
     except msgspec.MsgspecError as error:
         raise UsageError(f"what is asked for cannot be understood: {error}") from None
-    return Listener(kind, scope.rule(), log)
+    return Listener(kind, scope.rule(), log, since)
 
 
 def _asked(query: Mapping[str, Sequence[str]]) -> Asked:

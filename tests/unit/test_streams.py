@@ -7,6 +7,7 @@ import io
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -78,6 +79,48 @@ def test_a_listener_gets_the_rows_of_its_scope_alone():
     # THEN
     assert [identity.pod for identity in batch.identities] == ["web"]
     assert batch.rows["count"].tolist() == [5]
+
+
+def at(batch: Batch, seconds: float) -> Batch:
+    return replace(batch, time_ns=records.TIME_NS + round(seconds * 1e9))
+
+
+def test_one_who_listens_again_gets_what_it_missed():
+    # GIVEN intervals that nobody listened to, and some that are too old by now
+    found = Streams()
+    for second in range(60):
+        found.publish(at(records.shop_batch(), second))
+
+    # WHEN somebody who has got all until the second of 50.5 listens
+    listener = listening(found, since=at(records.shop_batch(), 50.5).time_ns)
+    came = [read(next(listener)) for _ in range(9)]
+    found.publish(at(records.shop_batch(), 60))
+    came.append(read(next(listener)))
+
+    # THEN
+    assert [(one.time_ns - records.TIME_NS) / 1e9 for one in came] == list(range(51, 61))
+    # AND one who has been away for long gets what is kept
+    listener = listening(found, since=records.TIME_NS)
+    assert read(next(listener)).time_ns == records.TIME_NS + 40 * 10**9
+
+
+def test_what_is_kept_has_a_bound_in_bytes(monkeypatch):
+    # GIVEN room for two batches
+    batch = records.shop_batch()
+    monkeypatch.setattr(streams, "RECENT_BYTES", 2 * batch.rows.nbytes)
+    found = Streams()
+
+    # WHEN
+    for second in range(5):
+        found.publish(at(batch, second))
+
+    # THEN
+    listener = listening(found, since=1)
+    assert read(next(listener)).time_ns == at(batch, 3).time_ns
+    # AND one that is too large by itself is not kept
+    monkeypatch.setattr(streams, "RECENT_BYTES", 1)
+    found.publish(at(batch, 6))
+    assert not found._recent
 
 
 def test_a_slow_listener_is_told_what_it_lost():
@@ -235,6 +278,8 @@ def test_who_listens_to_requests_hears_of_losses():
         ("http", {"log": ["{}"]}),
         ("request", {"log": ['{"one_in": "x"}']}),
         ("http", {"scop": ["{}"]}),
+        ("http", {"since": ['"yesterday"']}),
+        ("request", {"since": ["1"]}),
     ],
 )
 def test_what_cannot_be_understood_is_refused(kind, asked):
