@@ -130,7 +130,8 @@ types: dev
 	@$(BIN)/mypy --no-error-summary
 
 .PHONY: test test-unit test-kernel test-kernels
-PYTEST := PYTHONDONTWRITEBYTECODE=1 $(BIN)/python -m pytest -p no:cacheprovider
+# What failed is kept there: ARGS=--last-failed runs that again.
+PYTEST := PYTHONDONTWRITEBYTECODE=1 $(BIN)/python -m pytest -o cache_dir=build/tested
 test: lint format-check types bpf
 	@$(SUDO) env $(PYTEST) tests/unit $(KERNEL_TESTS) tests/engines $(ARGS)
 
