@@ -850,11 +850,14 @@ LAYOUTS = (
     ),
     (f"podscope.slice/libpod-{CONTAINER}.scope/container", "container", CONTAINER[:12], CONTAINER),
     ("podscope-shell.scope", "process", INTERPRETER, None),
+    # A cgroup may be called anything.
+    (os.fsdecode(b"podscope-\xff.scope"), "process", INTERPRETER, None),
+    (os.fsdecode(b"podscope-\xff.service"), "unit", r"podscope-\xff.service", None),
 )
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize(("path", "kind", "name", "container"), LAYOUTS)
+@pytest.mark.parametrize(("path", "kind", "name", "container"), LAYOUTS, ids=ascii)
 def test_workload_is_told_by_the_cgroup(
     path: str, kind: str, name: str, container: str | None, when: str
 ) -> None:

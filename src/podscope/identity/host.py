@@ -99,7 +99,7 @@ class HostIdentities:
             for name in names:
                 path = os.path.join(directory, name)
                 try:
-                    self._paths[os.stat(path).st_ino] = path.removeprefix(self._root)
+                    self._paths[os.stat(path).st_ino] = _readable(path.removeprefix(self._root))
                 except OSError:
                     continue
         return self._paths.setdefault(cgroup_id, "")
@@ -136,9 +136,15 @@ def _executable_now(pid: int) -> str:
     if not pid:
         return ""
     try:
-        return os.path.basename(os.readlink(f"/proc/{pid}/exe")).removesuffix(" (deleted)")
+        name = os.path.basename(os.readlink(f"/proc/{pid}/exe")).removesuffix(" (deleted)")
     except OSError:
         return ""
+    return _readable(name)
+
+
+def _readable(name: str) -> str:
+    """A name of a file as text that can be written: it may have any bytes."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _other_cgroups(pid: int) -> list[str]:
@@ -146,7 +152,7 @@ def _other_cgroups(pid: int) -> list[str]:
     if not pid:
         return []
     try:
-        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+        lines = Path(f"/proc/{pid}/cgroup").read_text("utf-8", "backslashreplace").splitlines()
     except OSError:
         return []
     return [line.split(":", 2)[2] for line in lines if line.count(":") >= 2]
