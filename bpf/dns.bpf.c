@@ -5,6 +5,8 @@
  * belongs to the query of the same socket, peer, id and name. Nothing is ever changed.
  */
 #include <linux/in6.h>
+#include "common/atomics.h"
+#include "common/chunks.h"
 #include "common/owner.h"
 #include "common/segment.h"
 #include "dns/dns.h"
@@ -37,6 +39,7 @@ u32 parity; /* which of the maps is written to */
 
 u64 ring_full;    /* lookups that were not told one by one */
 u64 table_full;   /* lookups counted together, because of too many series */
+u64 chunks_full;  /* durations that are in the sums and in no histogram */
 u64 names_full;   /* lookups counted under the name _OTHER */
 u64 queries_full; /* queries that were not noted */
 u64 replaced;     /* queries whose id was used again before a response came */
@@ -57,6 +60,13 @@ struct {
 	__type(key, struct dns_key);
 	__type(value, struct dns_sums);
 } sums_0 SEC(".maps"), sums_1 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 8192);
+	__type(key, struct dns_key);
+	__type(value, struct chunk);
+} chunks_0 SEC(".maps"), chunks_1 SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -215,10 +225,11 @@ static __always_inline bool name_keep(void *map, u64 hash, struct dns_name *name
 	return bpf_map_lookup_elem(map, &hash) || !bpf_map_update_elem(map, &hash, name, BPF_ANY);
 }
 
-/* The key is changed where there is no room for it. */
+/* The key is changed. */
 static __always_inline void count(struct dns_key *key, struct dns_name *name, u64 ns)
 {
 	bool odd = *(volatile u32 *)&parity & 1;
+	u32 bucket = bucket_of(ns);
 	struct dns_sums *sums;
 	u8 side = key->side;
 
@@ -238,8 +249,11 @@ static __always_inline void count(struct dns_key *key, struct dns_name *name, u6
 		return;
 	__sync_fetch_and_add(&sums->count, 1);
 	__sync_fetch_and_add(&sums->sum_ns, ns);
-	if (ns > sums->max_ns)
-		sums->max_ns = ns;
+	__sync_fetch_and_add(&sums->le[bound_of(ns, bucket) & 15], 1);
+	atomic_max(&sums->max_ns, ns);
+	key->chunk = chunk_of(bucket);
+	if (!(odd ? chunk_add(&chunks_1, key, bucket) : chunk_add(&chunks_0, key, bucket)))
+		__sync_fetch_and_add(&chunks_full, 1);
 }
 
 static __always_inline void tell(struct dns_key *key, struct dns_query_key *at,

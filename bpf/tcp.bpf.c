@@ -5,6 +5,8 @@
  * of it is told by the kernel's tracepoints of TCP. Sums for each owner and peer are
  * always counted; single events are told only if asked for.
  */
+#include "common/atomics.h"
+#include "common/chunks.h"
 #include "common/owner.h"
 #include "common/sock.h"
 #include "tcp/tcp.h"
@@ -32,6 +34,7 @@ u32 parity; /* which of the two maps of sums is written to */
 u64 ring_full;        /* events that found no room */
 u64 connections_full; /* connections whose owner and start were not noted */
 u64 table_full;       /* counts that found no series */
+u64 chunks_full;      /* durations that are in the sums and in no histogram */
 
 struct connection {
 	u64 start_ns;   /* of connect() */
@@ -68,6 +71,13 @@ struct {
 	__type(key, struct tcp_key);
 	__type(value, struct tcp_sums);
 } sums_0 SEC(".maps"), sums_1 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 10240);
+	__type(key, struct tcp_key);
+	__type(value, struct chunk);
+} chunks_0 SEC(".maps"), chunks_1 SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
@@ -180,30 +190,45 @@ static __always_inline struct tcp_sums *sums_in(void *map, struct tcp_key *key)
 	return bpf_map_lookup_elem(map, key);
 }
 
+/* Where an event is counted: a series, and which of the maps it is in. */
+struct place {
+	struct tcp_key key;
+	struct tcp_sums *sums;
+	bool odd;
+};
+
+static __always_inline void find_place(struct place *place, const struct tcp_event *event)
+{
+	struct tcp_key *key = &place->key;
+
+	__builtin_memset(place, 0, sizeof(*place));
+	if (!with_sums)
+		return;
+	key->cgroup_id = event->cgroup_id;
+	key->pid = event->pid;
+	key->owner = event->owner;
+	key->side = event->side;
+	key->port = event->side == TCP_SERVER   ? event->local_port
+		    : event->side == TCP_CLIENT ? event->peer_port
+						: 0;
+	__builtin_memcpy(key->peer, event->peer, 16);
+	place->odd = *(volatile u32 *)&parity & 1;
+	place->sums = place->odd ? sums_in(&sums_1, key) : sums_in(&sums_0, key);
+	if (place->sums)
+		return;
+	__builtin_memset(key, 0, sizeof(*key));
+	key->side = event->side;
+	__sync_fetch_and_add(&table_full, 1);
+	place->sums = place->odd ? sums_in(&sums_1, key) : sums_in(&sums_0, key);
+}
+
 /* The series that an event belongs to. */
 static __always_inline struct tcp_sums *sums_of(const struct tcp_event *event)
 {
-	struct tcp_key key = {};
-	struct tcp_sums *sums;
+	struct place place;
 
-	if (!with_sums)
-		return NULL;
-	key.cgroup_id = event->cgroup_id;
-	key.pid = event->pid;
-	key.owner = event->owner;
-	key.side = event->side;
-	key.port = event->side == TCP_SERVER   ? event->local_port
-		   : event->side == TCP_CLIENT ? event->peer_port
-					       : 0;
-	__builtin_memcpy(key.peer, event->peer, 16);
-	sums = *(volatile u32 *)&parity & 1 ? sums_in(&sums_1, &key) : sums_in(&sums_0, &key);
-	if (!sums) {
-		__builtin_memset(&key, 0, sizeof(key));
-		key.side = event->side;
-		__sync_fetch_and_add(&table_full, 1);
-		sums = parity & 1 ? sums_in(&sums_1, &key) : sums_in(&sums_0, &key);
-	}
-	return sums;
+	find_place(&place, event);
+	return place.sums;
 }
 
 #define add(series, member, n)                                                                     \
@@ -254,27 +279,41 @@ static __always_inline void read_rest(struct tcp_event *event, const struct sock
 	event->srtt_us = BPF_CORE_READ(tcp, srtt_us) >> 3;
 }
 
+static __always_inline void count_connect(const struct tcp_event *event)
+{
+	u64 ns = event->duration_ns;
+	u32 bucket = bucket_of(ns);
+	struct place place;
+
+	find_place(&place, event);
+	if (!place.sums)
+		return;
+	add(place.sums, connects, 1);
+	if (!ns)
+		return; /* its beginning was not seen */
+	add(place.sums, connect_ns, ns);
+	add(place.sums, le[bound_of(ns, bucket) & 15], 1);
+	atomic_max(&place.sums->connect_max_ns, ns);
+	place.key.chunk = chunk_of(bucket);
+	if (!(place.odd ? chunk_add(&chunks_1, &place.key, bucket)
+			: chunk_add(&chunks_0, &place.key, bucket)))
+		__sync_fetch_and_add(&chunks_full, 1);
+}
+
 static __always_inline void connect_ended(struct tcp_event *event, const struct sock *sk,
 					  struct connection *connection, bool well)
 {
-	struct tcp_sums *sums;
-
 	event->side = TCP_CLIENT;
 	event->what = TCP_CONNECT;
 	if (connection) {
 		event->duration_ns = event->time_ns - connection->start_ns;
 		connection->opened_ns = event->time_ns;
 	}
-	sums = sums_of(event);
 	if (well) {
-		add(sums, connects, 1);
-		add(sums, connect_ns, event->duration_ns);
-		/* two at the same time may leave the shorter one, never a wrong one */
-		if (sums && event->duration_ns > sums->connect_max_ns)
-			sums->connect_max_ns = event->duration_ns;
+		count_connect(event);
 	} else {
 		event->error = BPF_CORE_READ(sk, sk_err);
-		add(sums, failed, 1);
+		add(sums_of(event), failed, 1);
 	}
 	if (is_wanted(TCP_CONNECT) || (!well && is_wanted(TCP_FAILED)))
 		send(event);

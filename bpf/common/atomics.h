@@ -34,4 +34,23 @@ static __always_inline u32 fetch_add(u32 *word, struct word_lock *spin, s32 n)
 #endif
 }
 
+/* Raises a word to a higher number. Without the instruction two at once may leave the lower one. */
+static __always_inline void atomic_max(u64 *max, u64 ns)
+{
+	u64 seen = *(volatile u64 *)max;
+
+#ifdef PODSCOPE_NO_ATOMICS
+	if (ns > seen)
+		*max = ns;
+#else
+	for (int i = 0; i < 8 && ns > seen; i++) {
+		u64 before = __sync_val_compare_and_swap(max, seen, ns);
+
+		if (before == seen)
+			return;
+		seen = before;
+	}
+#endif
+}
+
 #endif

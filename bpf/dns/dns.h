@@ -3,6 +3,8 @@
 #ifndef __PODSCOPE_DNS_H
 #define __PODSCOPE_DNS_H
 
+#include "common/histogram.h"
+
 #define DNS_NAME_MAX  128  /* bytes kept of a name; RFC 1035 allows 255 */
 #define DNS_NO_ANSWER 0xff /* as a response code: none came */
 
@@ -23,18 +25,22 @@ struct dns_key {
 	__u8 code; /* response code (RFC 6895), or DNS_NO_ANSWER */
 	__u8 side; /* enum dns_side */
 	__u8 tcp;
-	__u8 pad[3];
+	__u8 chunk; /* of chunks: which it is; else 0 */
+	__u8 pad[2];
 };
 
+/* Durations are of lookups that a response came to. */
 struct dns_sums {
 	__u64 count;
 	__u64 sum_ns;
+	__u64 le[HISTOGRAM_BOUNDS]; /* not cumulative */
 	__u64 max_ns;
 };
 
 struct dns_row {
 	struct dns_key key;
 	struct dns_sums sums;
+	__u32 buckets[HISTOGRAM_BUCKETS];
 };
 
 /* A name as text: labels with dots between them, in small letters. */

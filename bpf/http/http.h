@@ -6,6 +6,7 @@
 #ifndef __PODSCOPE_HTTP_H
 #define __PODSCOPE_HTTP_H
 
+#include "common/histogram.h"
 #include "common/process.h"
 
 /* http_server: request bytes arrive on the socket; http_client: they leave. */
@@ -65,9 +66,6 @@ enum http_lost {
 	HTTP_LOST_MAX,
 };
 
-#define HTTP_BOUNDS    15     /* 14 advised bounds and +Inf */
-#define HTTP_BUCKETS   256    /* base-2 exponential, scale 3: bucket 0 ends at 2^(-20 + 1/8) s */
-#define HTTP_OFFSET    (-160) /* OpenTelemetry index of bucket 0 */
 #define HTTP_PATH_MAX  192
 #define HTTP_HOST_MAX  64
 #define HTTP_AGENT_MAX 64
@@ -97,7 +95,7 @@ struct http_series_value {
 	__u64 request_bytes;
 	__u64 response_bytes;
 	__u64 max_ns[2]; /* by parity of the interval */
-	__u64 le[HTTP_BOUNDS];
+	__u64 le[HISTOGRAM_BOUNDS];
 	__u64 pad[3];
 };
 
@@ -110,8 +108,8 @@ struct http_row {
 	__u64 request_bytes;
 	__u64 response_bytes;
 	__u64 max_ns;
-	__u64 le[HTTP_BOUNDS]; /* not cumulative */
-	__u32 buckets[HTTP_BUCKETS];
+	__u64 le[HISTOGRAM_BOUNDS]; /* not cumulative */
+	__u32 buckets[HISTOGRAM_BUCKETS];
 };
 
 /* One exchange: what a batch of kind "request" holds. */

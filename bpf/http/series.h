@@ -10,22 +10,17 @@
 #ifndef __PODSCOPE_SERIES_H
 #define __PODSCOPE_SERIES_H
 
+#include "common/atomics.h"
+#include "common/bounds.h"
 #include "http/conn.h"
-#include "http/bounds.h"
 
-#define CHUNK_BUCKETS 16
-#define CHUNKS        (HTTP_BUCKETS / CHUNK_BUCKETS)
-#define MAX_SERIES    10000
+#define MAX_SERIES 10000
 
 struct series_info {
 	struct http_series_key key;
 	u32 live;
 	u32 pad;
 	u32 chunk[CHUNKS]; /* 0: none yet */
-};
-
-struct chunk {
-	u32 n[CHUNK_BUCKETS];
 };
 
 struct {
@@ -203,24 +198,6 @@ static __always_inline u32 series_chunk(struct series_info *info, u32 bucket)
 	return chunk_publish(place, fresh);
 }
 
-static __always_inline void series_max(u64 *max, u64 ns)
-{
-	u64 seen = *(volatile u64 *)max;
-
-#ifdef PODSCOPE_NO_ATOMICS
-	if (ns > seen)
-		*max = ns;
-#else
-	for (int i = 0; i < 8 && ns > seen; i++) {
-		u64 before = __sync_val_compare_and_swap(max, seen, ns);
-
-		if (before == seen)
-			return;
-		seen = before;
-	}
-#endif
-}
-
 /* Adds one exchange. Chunk 0 takes what found no free chunk. */
 static __always_inline void series_add(u32 slot, u64 ns, u64 ttfb_ns, u64 request_bytes,
 				       u64 response_bytes)
@@ -241,7 +218,7 @@ static __always_inline void series_add(u32 slot, u64 ns, u64 ttfb_ns, u64 reques
 	if (response_bytes)
 		__sync_fetch_and_add(&value->response_bytes, response_bytes);
 	__sync_fetch_and_add(&value->le[bound_of(ns, bucket) & 15], 1);
-	series_max(&value->max_ns[interval_parity & 1], ns);
+	atomic_max(&value->max_ns[interval_parity & 1], ns);
 	at = series_chunk(info, bucket) * stripes + stripe;
 	chunk = bpf_map_lookup_elem(&chunks, &at);
 	if (chunk)

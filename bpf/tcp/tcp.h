@@ -3,6 +3,8 @@
 #ifndef __PODSCOPE_TCP_H
 #define __PODSCOPE_TCP_H
 
+#include "common/histogram.h"
+
 /* What one row is about. As bits they say which rows are wanted. */
 enum tcp_what {
 	TCP_CONNECT = 1, /* connect() has ended, well or not */
@@ -62,13 +64,15 @@ struct tcp_key {
 	__u8 peer[16];
 	__u16 port; /* the server's */
 	__u8 side;  /* enum tcp_side */
-	__u8 pad[5];
+	__u8 chunk; /* of chunks: which it is; else 0 */
+	__u8 pad[4];
 };
 
 struct tcp_sums {
-	__u64 connects; /* that succeeded */
-	__u64 connect_ns;
+	__u64 connects;   /* that succeeded */
+	__u64 connect_ns; /* of those whose beginning was seen, as the histogram */
 	__u64 connect_max_ns;
+	__u64 le[HISTOGRAM_BOUNDS]; /* not cumulative */
 	__u64 failed;
 	__u64 accepts;
 	__u64 closes;
@@ -85,6 +89,7 @@ struct tcp_sums {
 struct tcp_row {
 	struct tcp_key key;
 	struct tcp_sums sums;
+	__u32 buckets[HISTOGRAM_BUCKETS];
 };
 
 #endif

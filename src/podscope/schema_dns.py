@@ -18,6 +18,7 @@ from podscope.schema_events import address
 from podscope.schema_events import attribute
 from podscope.schema_events import known_seconds
 from podscope.schema_events import number
+from podscope.schema_events import percentiles
 from podscope.schema_events import process
 from podscope.schema_events import seconds
 from podscope.schema_events import text
@@ -143,6 +144,7 @@ DNS: tuple[Field, ...] = (
         seconds("sum_ns"),
         "sum of times from the query to its response",
     ),
+    *percentiles("duration", "those times", "max_ns"),
     value("duration.max", "max_ns", ("float", "s"), seconds("max_ns"), "the longest"),
 )
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from podscope import red
 from podscope import schema
 from podscope.schema import Array
 from podscope.schema import Field
@@ -76,6 +77,36 @@ def known_seconds(name: str) -> Callable[[View], Array]:
     def read(view: View) -> Array:
         column = np.asarray(view.values[name])
         return np.where(column == 0, np.nan, column / 1e9)
+
+    return read
+
+
+def percentiles(name: str, what: str, longest: str) -> tuple[Field, ...]:
+    """Fields of a histogram of durations: its quantiles, as `red.quantiles` finds them.
+
+    Args:
+        name: of the fields, without the last part.
+        what: of what, for their texts.
+        longest: member that is the exact maximum in nanoseconds.
+    """
+    return tuple(
+        value(
+            f"{name}.p{round(q * 100)}",
+            "buckets",
+            ("float", "s"),
+            _quantile(q, longest),
+            f"median of {what}" if q == 0.5 else f"{round(q * 100)}th percentile",
+        )
+        for q in red.QUANTILES
+    )
+
+
+def _quantile(q: float, longest: str) -> Callable[[View], Array]:
+    def read(view: View) -> Array:
+        column = np.full(len(view.records), np.nan)
+        some = np.flatnonzero(view.records[longest])  # most rows of TCP have no connect
+        column[some] = red.quantile(view.records["buckets"][some], view.records[longest][some], q)
+        return column
 
     return read
 

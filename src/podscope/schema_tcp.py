@@ -21,6 +21,7 @@ from podscope.schema_events import address
 from podscope.schema_events import attribute
 from podscope.schema_events import known_seconds
 from podscope.schema_events import number
+from podscope.schema_events import percentiles
 from podscope.schema_events import process
 from podscope.schema_events import seconds
 from podscope.schema_events import texts
@@ -239,6 +240,7 @@ TCP: tuple[Field, ...] = (
         seconds("connect_ns"),
         "sum of their durations",
     ),
+    *percentiles("podscope.tcp.connect.duration", "their durations", "connect_max_ns"),
     value(
         "podscope.tcp.connect.duration.max",
         "connect_max_ns",

@@ -3,7 +3,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 
-#include "http/bounds.h"
+#include "common/bounds.h"
 
 int main(void)
 {

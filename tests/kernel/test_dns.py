@@ -152,9 +152,37 @@ def test_sums_are_exact_by_name_type_and_code(source, server):
         ("b.test", A, 3): 20,
         ("b.test", A, 2): 10,
     }
+    assert (rows["le"].sum(axis=1) == rows["count"]).all()
+    assert (rows["buckets"].sum(axis=1) == rows["count"]).all()
     assert (rows["max_ns"] <= rows["sum_ns"]).all()
     assert (rows["max_ns"] > 0).all()
     assert len(mine(source.read()["dns"])) == 0
+
+
+def test_percentiles_are_those_of_the_single_lookups(source, server):
+    # GIVEN lookups that take a while, some of them longer
+    with udp() as client:
+        for number in range(20):
+            client.sendto(query("slow.test", number), server.getsockname())
+            got, whence = server.recvfrom(4096)
+            time.sleep(0.05 if number >= 17 else 0.005)
+            server.sendto(answer(got), whence)
+            client.recv(4096)
+    feed = Feed("dns", source, ("dns", "dns_lookup"))
+
+    # WHEN
+    batches = {batch.kind: batch for batch in feed.interval()}
+    columns = {kind: schema_events.columns(batch) for kind, batch in batches.items()}
+
+    # THEN
+    sums, each = columns["dns"], columns["dns_lookup"]
+    (at,) = np.flatnonzero((sums["dns.question.name"] == "slow.test") & (sums["side"] == "client"))
+    ours = (each["dns.question.name"] == "slow.test") & (each["side"] == "client")
+    durations = np.sort(each["duration"][ours])
+    for q, name in ((0.5, "p50"), (0.9, "p90"), (0.99, "p99")):
+        true = durations[int(np.ceil(q * 20)) - 1]
+        assert abs(sums[f"duration.{name}"][at] - true) <= 0.091 * true
+    assert sums["duration.max"][at] == durations[-1]
 
 
 def test_a_query_without_a_response_is_a_lookup_that_failed(source, server, monkeypatch):
@@ -176,7 +204,10 @@ def test_a_query_without_a_response_is_a_lookup_that_failed(source, server, monk
     assert own["text"].tolist() == [b"silent.test"]
     assert own["code"].tolist() == [255]
     assert own["repeats"].tolist() == [1]
-    assert sums[sums["side"] == CLIENT]["count"].tolist() == [1]
+    asked = sums[sums["side"] == CLIENT]
+    assert asked["count"].tolist() == [1]
+    # AND it has no duration
+    assert asked["le"].sum() == asked["buckets"].sum() == 0
 
 
 def test_a_response_to_another_question_is_no_response(source, server):

@@ -23,6 +23,7 @@ from network_namespace import network_namespace
 
 from conversations.peers import listening
 from conversations.peers import port_of
+from podscope import red
 from podscope import schema_events
 from podscope.errors import UsageError
 from podscope.kernel.objects import BpfObject
@@ -311,6 +312,50 @@ def test_sums_are_exact_where_events_are_lost():
         assert client["received"].sum() == server["sent"].sum() == 50 * count
         assert client["timed"].sum() == count
         assert source.lost()["ring_full"] + len(events) >= 4 * count
+
+
+def test_histograms_of_connects_are_exact_over_reads(source):
+    # GIVEN
+    with listening() as listener:
+        told = Port(source, port_of(listener))
+
+        # WHEN connections are made while the sums are read
+        read = []
+        for number in range(60):
+            exchange(listener, 1, 1)
+            if number % 20 == 0:
+                read.append(source.read()["tcp"])
+        events = told.wait("connect", 60, "client")
+        read.append(source.read()["tcp"])
+
+        # THEN together they are those of the single events
+        rows = np.concatenate(read)
+        rows = rows[(rows["port"] == told.port) & (rows["side"] == SIDES.index("client"))]
+        ns = np.array([int(row["duration_ns"]) for row in events])
+        assert rows["connects"].sum() == rows["le"].sum() == rows["buckets"].sum() == 60
+        assert rows["connect_ns"].sum() == ns.sum()
+        assert rows["connect_max_ns"].max() == ns.max()
+        bounds = [*red.CLASSIC_BOUNDS, np.inf]
+        classic = np.histogram(ns / 1e9, [-np.inf, *np.nextafter(bounds, np.inf)])[0]
+        assert rows["le"].sum(axis=0).tolist() == classic.tolist()
+        edges = np.exp2((np.arange(red.BUCKETS + 1) + red.OFFSET) / 8)
+        buckets = np.bincount(np.searchsorted(edges[1:-1], ns / 1e9), minlength=red.BUCKETS)
+        assert rows["buckets"].sum(axis=0).tolist() == buckets.tolist()
+
+
+def test_histograms_beyond_the_cap_are_counted():
+    # GIVEN room for one series, and one piece of a histogram
+    with TcpSource(TcpOptions(max_series=1)) as source, ExitStack() as stack:
+        listeners = [stack.enter_context(listening()) for _ in range(3)]
+
+        # WHEN
+        for listener in listeners:
+            exchange(listener, 1, 1)
+        rows = source.read()["tcp"]
+
+        # THEN each that has a duration is in the histograms, or counted as not in them
+        missing = int(rows["le"].sum()) - int(rows["buckets"].sum())
+        assert 0 <= missing <= source.lost()["chunks_full"]
 
 
 def test_sums_beyond_the_cap_are_counted_together():

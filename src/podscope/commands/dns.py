@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import sys
 from typing import TYPE_CHECKING
-from typing import Any
 
 import numpy as np
 
@@ -53,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         shown=rows.Shown(DNS, _SUMS),
         order=_order,
         title="podscope dns",
-        dispensable=("SERVER", "MAX", "SIDE", "TYPE"),
+        dispensable=("P90", "SERVER", "MAX", "P50", "SIDE", "TYPE"),
         output=args.output,
         once=args.once,
         named=named,
@@ -80,13 +79,6 @@ def _rates(columns: rows.Columns) -> list[str]:
     return render.cells(columns["count"] / columns["interval"], render.number)
 
 
-def _means(columns: rows.Columns) -> list[str]:
-    answered = columns["error.type"] != "timeout"
-    with np.errstate(divide="ignore", invalid="ignore"):
-        mean: Any = np.where(answered, columns["duration.sum"] / columns["count"], np.nan)
-    return render.cells(mean, render.seconds)
-
-
 def _codes(columns: rows.Columns) -> list[str]:
     pairs = zip(columns["podscope.dns.response_code"], columns["error.type"], strict=True)
     return [code or error or "-" for code, error in pairs]
@@ -102,8 +94,10 @@ _WHAT = (
 _SUMS = (
     *_WHAT,
     rows.Column("RATE/S", 6, _rates, right=True),
-    rows.Column("MEAN", 7, _means, right=True),
-    rows.Column("MAX", 7, rows.durations("duration.max"), right=True),
+    *(
+        rows.Column(title, 7, rows.durations(f"duration.{title.lower()}"), right=True)
+        for title in ("P50", "P90", "P99", "MAX")
+    ),
     rows.Column("SERVER", 15, rows.plain("server.address")),
 )
 _EACH = (

@@ -6,7 +6,6 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from typing import Any
 
 import numpy as np
 
@@ -98,7 +97,7 @@ def _sums(
         shown=shown,
         order=_order,
         title="podscope tcp",
-        dispensable=("RST IN", "RST OUT", "CLOSED", "SENT", "RECEIVED", "SIDE", "ACCEPTS"),
+        dispensable=_DISPENSABLE,
         output=args.output,
         once=args.once,
         named=named,
@@ -149,12 +148,6 @@ def _plain(title: str, width: int, name: str) -> rows.Column:
 
 def _seconds(title: str, name: str) -> rows.Column:
     return rows.Column(title, max(len(title), 7), rows.durations(name), right=True)
-
-
-def _mean_connect(columns: rows.Columns) -> list[str]:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        mean: Any = columns["podscope.tcp.connect.duration.sum"] / columns["podscope.tcp.connects"]
-    return render.cells(mean, render.seconds)
 
 
 _BEGINNING = (
@@ -224,6 +217,10 @@ def _number(title: str, name: str) -> rows.Column:
     return rows.Column(title, len(title), rows.numbers(f"podscope.tcp.{name}"), right=True)
 
 
+_DISPENSABLE = (
+    *("P90", "RST IN", "RST OUT", "CLOSED", "P50"),
+    *("MAX", "SENT", "RECEIVED", "SIDE", "ACCEPTS"),
+)
 _SUMS = (
     rows.Column("WORKLOAD", 20, rows.workloads),
     _plain("SIDE", 6, "side"),
@@ -231,7 +228,10 @@ _SUMS = (
     rows.Column("PEER", 15, rows.peer_names),
     _number("CONNECTS", "connects"),
     _number("FAILED", "connects.failed"),
-    rows.Column("LATENCY", 7, _mean_connect, right=True),
+    *(
+        _seconds(title, f"podscope.tcp.connect.duration.{title.lower()}")
+        for title in ("P50", "P90", "P99", "MAX")
+    ),
     _number("ACCEPTS", "accepts"),
     _number("CLOSED", "closes"),
     _SENT,

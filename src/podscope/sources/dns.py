@@ -24,6 +24,7 @@ from podscope.schema import Field
 from podscope.schema_dns import DNS
 from podscope.schema_dns import DNS_LOOKUP
 from podscope.schema_dns import NO_ANSWER
+from podscope.sources.histograms import buckets_of
 from podscope.sources.loading import cgroup_directory
 from podscope.sources.loading import executable_of
 from podscope.sources.loading import load_newest
@@ -35,6 +36,7 @@ from podscope.sources.source import Rows
 LOST = (
     "ring_full",
     "table_full",
+    "chunks_full",
     "names_full",
     "queries_full",
     "replaced",
@@ -58,7 +60,8 @@ class DnsOptions:
 
     Attributes:
         only_errors: of single lookups, only those that failed.
-        max_series: owners, names and responses beyond these are counted together, each interval.
+        max_series: owners, names and responses beyond these are counted together, each interval;
+            also how many pieces histograms may have.
         max_names: names beyond these are counted as ``_OTHER``, each interval.
         max_queries: queries that may wait for a response at the same time.
         ring_bytes: size of the ring of single lookups, a power of two.
@@ -102,12 +105,14 @@ class DnsSource:
             own = [one for one in _members(lookup) if one[0] not in ("key", "name")]
             keys = [one for one in _members(key) if one[0] not in ("name", "peer")]
             sums = _members(self._object.dtype("dns_sums"))
+            sums.append(("buckets", self._object.dtype("dns_row")["buckets"]))
             self._event = np.dtype([*own, *keys, *more])
             self._row = np.dtype([*_members(key), *sums, *more])
             self._late_sums: npt.NDArray[Any] = np.zeros(0, self._row)
             self._late_events: npt.NDArray[Any] = np.zeros(0, self._event)
             self._ring = Ring.of(self._object.map("lookups"), lookup)
             self._sums = [HashMap.of(self._object.map(f"sums_{place}")) for place in (0, 1)]
+            self._chunks = [HashMap.of(self._object.map(f"chunks_{place}")) for place in (0, 1)]
             self._names = [HashMap.of(self._object.map(f"names_{place}")) for place in (0, 1)]
             self._queries = HashMap.of(self._object.map("queries"))
             self._owners = HashMap.of(self._object.map("owners"))
@@ -129,8 +134,8 @@ class DnsSource:
     def read(self) -> Rows:
         """What was counted since the last read: one row for each owner, name and response.
 
-        The members are those of ``struct dns_key`` and ``struct dns_sums``, ``peer_class`` and
-        ``text``.
+        The members are those of ``struct dns_key`` and ``struct dns_sums``, ``buckets`` of
+        ``struct dns_row``, ``peer_class`` and ``text``.
         """
         self._look()
         parity = int(self._object.variables["parity"])
@@ -139,6 +144,8 @@ class DnsSource:
         keys, sums = self._sums[parity].items()
         hashes, names = self._names[parity].items()
         self._sums[parity].delete_many(keys)
+        chunk_keys, chunks = self._chunks[parity].items()
+        self._chunks[parity].delete_many(chunk_keys)
         self._names[parity].delete_many(hashes)
         told = dict(zip(hashes.tolist(), map(_text, names), strict=True))
         told[_OTHER] = b"_OTHER"
@@ -146,6 +153,7 @@ class DnsSource:
         for part in (keys, sums):
             for name, _ in _members(part.dtype):
                 rows[name] = part[name]
+        rows["buckets"] = buckets_of(keys, chunk_keys, chunks)
         rows["text"] = [told.get(number, b"") for number in keys["name"].tolist()]
         late, self._late_sums = self._late_sums, self._late_sums[:0]
         return {"dns": _classed(np.concatenate([rows, late]))}
@@ -190,6 +198,8 @@ class DnsSource:
         for name, entries in (
             ("sums_0", self._options.max_series),
             ("sums_1", self._options.max_series),
+            ("chunks_0", self._options.max_series),
+            ("chunks_1", self._options.max_series),
             ("names_0", self._options.max_names),
             ("names_1", self._options.max_names),
             ("queries", self._options.max_queries),
@@ -257,5 +267,5 @@ def _text(name: npt.NDArray[Any] | np.void) -> bytes:
 
 
 def _members(record: np.dtype[Any]) -> list[tuple[str, Any]]:
-    """Name and dtype of each member but the padding."""
-    return [(name, record[name]) for name in record.names or () if name != "pad"]
+    """Name and dtype of each member that says something."""
+    return [(name, record[name]) for name in record.names or () if name not in ("pad", "chunk")]

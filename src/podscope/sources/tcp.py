@@ -27,6 +27,7 @@ from podscope.schema_tcp import FAILED
 from podscope.schema_tcp import TCP
 from podscope.schema_tcp import TCP_EVENT
 from podscope.schema_tcp import WHAT
+from podscope.sources.histograms import buckets_of
 from podscope.sources.loading import cgroup_directory
 from podscope.sources.loading import executable_of
 from podscope.sources.loading import load_newest
@@ -35,7 +36,7 @@ from podscope.sources.peer_classes import peer_classes
 from podscope.sources.source import Rows
 
 # Reasons of losses.
-LOST = ("ring_full", "connections_full", "table_full")
+LOST = ("ring_full", "connections_full", "table_full", "chunks_full")
 EVENTS = (*WHAT[1:], FAILED)
 DEFAULT_EVENTS = ("connect", "accept", "life", "retransmit", "reset_sent", "reset_received")
 REASON_BYTES = 48
@@ -51,7 +52,8 @@ class TcpOptions:
     Attributes:
         events: which single events are told, of ``EVENTS``; ``failed`` are connects that failed.
         window_seconds: between two samples of a connection's window.
-        max_series: owners and peers beyond these are counted together, each interval.
+        max_series: owners and peers beyond these are counted together, each interval; also how
+            many pieces histograms may have.
         max_connections: of connections beyond these the owner and the start are not known.
         ring_bytes: size of the events' ring, a power of two.
         cgroup: path of the cgroup v2 whose sockets get owners; None: the root, so all of the host.
@@ -109,17 +111,21 @@ class TcpSource:
     def read(self) -> Rows:
         """What was counted since the last read: one row for each owner, side, port and peer.
 
-        The members are those of ``struct tcp_key`` and ``struct tcp_sums``, and ``peer_class``.
+        The members are those of ``struct tcp_key`` and ``struct tcp_sums``, ``buckets`` of
+        ``struct tcp_row``, and ``peer_class``.
         """
         parity = int(self._object.variables["parity"])
         self._object.variables["parity"][...] = 1 - parity
         wait_for_programs()  # nobody writes to the other map any more
         keys, sums = self._sums[parity].items()
         self._sums[parity].delete_many(keys)
+        chunk_keys, chunks = self._chunks[parity].items()
+        self._chunks[parity].delete_many(chunk_keys)
         rows = np.zeros(len(keys), self._row)
         for part in (keys, sums):
             for name, _ in _members(part.dtype):
                 rows[name] = part[name]
+        rows["buckets"] = buckets_of(keys, chunk_keys, chunks)
         rows["peer_class"] = peer_classes(rows["peer"])
         return {"tcp": rows}
 
@@ -158,8 +164,8 @@ class TcpSource:
             with_sums=self._with_sums,
         )
         program.resize_map("connections", self._options.max_connections)
-        program.resize_map("sums_0", self._options.max_series)
-        program.resize_map("sums_1", self._options.max_series)
+        for name in ("sums_0", "sums_1", "chunks_0", "chunks_1"):
+            program.resize_map(name, self._options.max_series)
         program.resize_map("events", self._options.ring_bytes)
 
     def _open_maps(self) -> None:
@@ -167,9 +173,11 @@ class TcpSource:
         key, sums = self._object.dtype("tcp_key"), self._object.dtype("tcp_sums")
         classes = ("peer_class", "u1")
         self._event = np.dtype([*_members(record), classes, ("reason_text", f"S{REASON_BYTES}")])
-        self._row = np.dtype([*_members(key), classes, *_members(sums)])
+        buckets = ("buckets", self._object.dtype("tcp_row")["buckets"])
+        self._row = np.dtype([*_members(key), classes, *_members(sums), buckets])
         self._ring = Ring.of(self._object.map("events"), record)
         self._sums = [HashMap.of(self._object.map(f"sums_{place}")) for place in (0, 1)]
+        self._chunks = [HashMap.of(self._object.map(f"chunks_{place}")) for place in (0, 1)]
         self._owners = HashMap.of(self._object.map("owners"))
 
     def _attach(self, cgroup: str) -> None:
@@ -217,5 +225,5 @@ def _wanted(events: Collection[str]) -> int:
 
 
 def _members(record: np.dtype[Any]) -> list[tuple[str, Any]]:
-    """Name and dtype of each member but the padding."""
-    return [(name, record[name]) for name in record.names or () if name != "pad"]
+    """Name and dtype of each member that says something."""
+    return [(name, record[name]) for name in record.names or () if name not in ("pad", "chunk")]

@@ -16,7 +16,7 @@ HEAD = """/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 #define __PODSCOPE_BOUNDS_H
 
 #include "common/types.h"
-#include "http/http.h"
+#include "common/histogram.h"
 """
 
 CODE = """
@@ -64,21 +64,21 @@ static __always_inline u32 bucket_of(u64 ns)
 
 	if (ns <= bucket_limit[0])
 		return 0;
-	if (ns > bucket_limit[HTTP_BUCKETS - 2])
-		return HTTP_BUCKETS - 1;
+	if (ns > bucket_limit[HISTOGRAM_BUCKETS - 2])
+		return HISTOGRAM_BUCKETS - 1;
 	power = log2_u64(ns);
 	at = (power - FIRST_POWER) << 4 | ((ns >> (power - 4)) & 15);
 	opaque(at); /* its bound stays the last step: Linux 5.10 understands no other */
 	guess = bucket_guess[at & (GUESSES - 1)];
-	guess += is_above(ns, bucket_limit[guess & (HTTP_BUCKETS - 1)]);
-	guess += is_above(ns, bucket_limit[guess & (HTTP_BUCKETS - 1)]);
-	return guess & (HTTP_BUCKETS - 1);
+	guess += is_above(ns, bucket_limit[guess & (HISTOGRAM_BUCKETS - 1)]);
+	guess += is_above(ns, bucket_limit[guess & (HISTOGRAM_BUCKETS - 1)]);
+	return guess & (HISTOGRAM_BUCKETS - 1);
 }
 
 /* The advised bound that holds the time: a bucket has at most one bound inside. */
 static __always_inline u32 bound_of(u64 ns, u32 bucket)
 {
-	u32 bound = bound_guess[bucket & (HTTP_BUCKETS - 1)];
+	u32 bound = bound_guess[bucket & (HISTOGRAM_BUCKETS - 1)];
 
 	return bound + is_above(ns & ~(1ULL << 63), bound_limit[bound & 15]);
 }
@@ -114,9 +114,9 @@ def main() -> None:
         bound_guess.append(next((j for j in range(14) if bounds[j] > below), 14))
     print(HEAD, end="")
     print(f"\n#define FIRST_POWER {first_power}\n#define GUESSES {guesses}")
-    print(table("bucket_limit", "u64", whole, "HTTP_BUCKETS"), end="")
+    print(table("bucket_limit", "u64", whole, "HISTOGRAM_BUCKETS"), end="")
     print(table("bucket_guess", "u8", guess, "GUESSES"), end="")
-    print(table("bound_guess", "u8", bound_guess, "HTTP_BUCKETS"), end="")
+    print(table("bound_guess", "u8", bound_guess, "HISTOGRAM_BUCKETS"), end="")
     print(table("bound_limit", "u64", [*bounds, (1 << 63) - 1, 0], "16"), end="")
     print(CODE, end="")
 
