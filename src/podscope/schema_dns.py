@@ -145,7 +145,13 @@ DNS: tuple[Field, ...] = (
         "sum of times from the query to its response",
     ),
     *percentiles("duration", "those times", "max_ns"),
-    value("duration.max", "max_ns", ("float", "s"), seconds("max_ns"), "the longest"),
+    value(
+        "duration.max",
+        "max_ns",
+        ("float", "s"),
+        known_seconds("max_ns"),
+        "the longest; like the percentiles absent where no response came",
+    ),
 )
 
 DNS_LOOKUP: tuple[Field, ...] = (

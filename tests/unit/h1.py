@@ -152,7 +152,7 @@ def _message(fields: dict[str, str]) -> Message:
 
 
 def buckets(directory: Path, times_ns: Sequence[int]) -> list[tuple[int, int]]:
-    """Bucket and advised bound of each time, by bpf/http/bounds.h."""
+    """Bucket and advised bound of each time, by bpf/common/bounds.h."""
     text = "".join(f"{t}\n" for t in times_ns)
     out = _run(directory / "bounds_harness", text.encode()).decode()
     return [(int(a), int(b)) for a, b in (line.split() for line in out.splitlines())]
