@@ -448,7 +448,7 @@ static __always_inline void message_begin(struct __sk_buff *skb, struct conn *co
 	}
 	if (unlikely(p->flags & H1_KEEP_TEXT))
 		p->flags &= ~H1_KEEP_TEXT;
-	if (unlikely(log_flags & LOG_ON) && text_begin(CONN_ALONE(skb, conn)))
+	if (unlikely(log_now()->flags & LOG_ON) && text_begin(CONN_ALONE(skb, conn)))
 		p->flags |= H1_KEEP_TEXT;
 }
 

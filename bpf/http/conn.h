@@ -259,9 +259,9 @@ static __always_inline void desk_leave(struct desk *desk)
 /* Settings that may change while the programs run. */
 enum log_flag {
 	LOG_ON = 1,
-	LOG_ALL = 2,     /* every exchange that passes the filters, or 1 in log_one_in */
+	LOG_ALL = 2,     /* every exchange that passes the filters, or 1 in one_in */
 	LOG_ERRORS = 4,  /* those that failed */
-	LOG_SLOW = 8,    /* those that took log_slower_ns or more */
+	LOG_SLOW = 8,    /* those that took slower_ns or more */
 	LOG_EXCEPT = 16, /* not those of the cgroups in log_except */
 };
 
@@ -273,9 +273,29 @@ enum peers_kept {
 		2, /* those that user space knows, and some private ones that it may learn of */
 };
 
-u32 log_flags;
-u32 log_one_in;
-u64 log_slower_ns;
+/* Which requests are logged. */
+struct log_rules {
+	u64 slower_ns;
+	u32 flags; /* enum log_flag */
+	u32 one_in;
+	u32 sides;        /* bits by enum http_side; 0: all */
+	u32 status_first; /* 0 and 0: all */
+	u32 status_last;
+	u32 port_first; /* 0 and 0: all */
+	u32 port_last;
+	u32 path_len; /* 0: all; else a glob of '*' and '?' over the path */
+	char path[64];
+};
+
+/* One is in force, the other is written: no request may see a half of each. */
+struct log_rules log_rules[2];
+u32 log_bank;
+
+static __always_inline const struct log_rules *log_now(void)
+{
+	return &log_rules[log_bank & 1];
+}
+
 u32 epoch;           /* changes when a series or a route is taken away */
 u32 interval_parity; /* which of max_ns[2] is written */
 u32 series_created;

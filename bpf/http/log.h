@@ -35,25 +35,22 @@ struct {
 	__type(value, u8);
 } log_except SEC(".maps");
 
-u32 log_sides;        /* bits by enum http_side; 0: all */
-u32 log_sampled[4];   /* requests seen by side, to take one in log_one_in of each */
-u32 log_status_first; /* 0 and 0: all */
-u32 log_status_last;
-u32 log_port_first; /* 0 and 0: all */
-u32 log_port_last;
-u32 log_path_len; /* 0: all; else a glob of '*' and '?' over the path */
-char log_path[64];
+u32 log_sampled[4]; /* requests seen by side, to take one in one_in of each */
 
 struct glob {
 	u32 text, pattern;   /* positions */
 	u32 star, star_text; /* behind the last '*', and where it was tried */
 	u32 len;
 	u32 verdict;
+	u32 bank; /* of log_rules, from the first step to the last */
 };
 
-static __always_inline u8 glob_pattern(u32 at)
+/* 0 behind its end. */
+static __always_inline u8 glob_pattern(struct glob *g, u32 at)
 {
-	return at < 64 ? log_path[at & 63] : 0;
+	const struct log_rules *rules = &log_rules[g->bank & 1];
+
+	return at < 64 && at < rules->path_len ? rules->path[at & 63] : 0;
 }
 
 struct glob_run {
@@ -66,14 +63,14 @@ struct glob_run {
 static __always_inline bool glob_step(struct glob *g, struct h1_text *t)
 {
 	u32 text = g->text, pattern = g->pattern;
-	u8 p = pattern < log_path_len ? glob_pattern(pattern) : 0;
+	u8 p = glob_pattern(g, pattern);
 
 	if (text >= g->len || text >= HTTP_PATH_MAX) {
 		if (p == '*') {
 			g->pattern = pattern + 1;
 			return false;
 		}
-		g->verdict = pattern >= log_path_len;
+		g->verdict = pattern >= log_rules[g->bank & 1].path_len;
 		return true;
 	}
 	if (p == '*') {
@@ -134,6 +131,7 @@ __noinline int log_path_matches(CONN_ONLY)
 	g = (struct glob *)conn->window; /* free between two parses */
 	__builtin_memset(g, 0, sizeof(*g));
 	g->len = log_path_length(&conn->text);
+	g->bank = log_bank;
 	run.g = g;
 	run.t = &conn->text;
 	LOOP(GLOB_STEPS, GLOB_STEPS / 4, glob_turn, &run);
@@ -148,21 +146,22 @@ static __always_inline u16 server_port(struct conn *conn)
 /* Before a request's head is read: may it be logged, so that its texts are wanted? */
 static __always_inline bool log_wants(struct conn *conn)
 {
-	u32 port = server_port(conn);
+	const struct log_rules *rules = log_now();
+	u32 port = server_port(conn), one_in = rules->one_in;
 
-	if (!(log_flags & LOG_ON))
+	if (!(rules->flags & LOG_ON))
 		return false;
-	if (log_sides && !(log_sides & (1 << (conn->side & 3))))
+	if (rules->sides && !(rules->sides & (1 << (conn->side & 3))))
 		return false;
-	if (log_port_last && (port < log_port_first || port > log_port_last))
+	if (rules->port_last && (port < rules->port_first || port > rules->port_last))
 		return false;
-	if ((log_flags & LOG_EXCEPT) && bpf_map_lookup_elem(&log_except, &conn->cgroup_id))
+	if ((rules->flags & LOG_EXCEPT) && bpf_map_lookup_elem(&log_except, &conn->cgroup_id))
 		return false;
-	if (log_one_in > 1) {
+	if (one_in > 1) {
 #ifdef PODSCOPE_NO_ATOMICS
-		return log_sampled[conn->side & 3]++ % log_one_in == 0;
+		return log_sampled[conn->side & 3]++ % one_in == 0;
 #else
-		return __sync_fetch_and_add(&log_sampled[conn->side & 3], 1) % log_one_in == 0;
+		return __sync_fetch_and_add(&log_sampled[conn->side & 3], 1) % one_in == 0;
 #endif
 	}
 	return true;
@@ -178,7 +177,7 @@ static __always_inline u8 log_keep(struct __sk_buff *skb, struct conn *conn, u32
 
 	if (!(conn->stream[request_direction(conn) & 1].h1.flags & H1_KEEP_TEXT))
 		return 0;
-	if (log_path_len && !log_path_matches(CONN_ALONE(skb, conn)))
+	if (log_now()->path_len && !log_path_matches(CONN_ALONE(skb, conn)))
 		return 0;
 	/* in two steps: before Linux 6.4 memory of an argument is no source of a map's value */
 	bpf_map_update_elem(&details, &key, &no_text, BPF_ANY);
@@ -196,15 +195,16 @@ static __always_inline bool log_is_error(struct conn *conn, u16 status, u8 error
 /* At the end: is this one asked for? */
 static __always_inline bool log_takes(struct conn *conn, u64 ns, u16 status, u8 error)
 {
-	u32 flags = log_flags;
+	const struct log_rules *rules = log_now();
+	u32 flags = rules->flags;
 
-	if (log_status_last && (status < log_status_first || status > log_status_last))
+	if (rules->status_last && (status < rules->status_first || status > rules->status_last))
 		return false;
 	if (flags & LOG_ALL)
 		return true;
 	if ((flags & LOG_ERRORS) && log_is_error(conn, status, error))
 		return true;
-	return (flags & LOG_SLOW) && ns >= log_slower_ns;
+	return (flags & LOG_SLOW) && ns >= rules->slower_ns;
 }
 
 /*

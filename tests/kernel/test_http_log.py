@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
+import threading
 import time
 
 from conversations.messages import conversation
@@ -100,3 +102,36 @@ def logged(source: HttpSource, listener: socket.socket, talk: Conversation) -> i
     play(connect(listener), talk)
     time.sleep(0.05)
     return len(source.read_requests())
+
+
+def test_a_log_that_changes_leaves_out_nothing_that_all_of_them_ask_for(own_cgroup: str) -> None:
+    # GIVEN two logs that both have every request of this path, one by a glob
+    logs = (RequestLog(all=True), RequestLog(all=True, path="/w*", ports=[(1, 65535)]))
+    talk = conversation(*[exchange(b"GET", b"/wanted")] * 20)
+    rows = 0
+    with HttpSource(HttpOptions(cgroup=own_cgroup, log_later=True)) as source:
+        source.set_log(logs[0])
+        ended = threading.Event()
+
+        def change() -> None:
+            for turn in itertools.count():
+                if ended.is_set():
+                    return
+                source.set_log(logs[turn % 2], but={turn % 3 + 1} - {3})
+
+        changing = threading.Thread(target=change)
+        changing.start()
+        try:
+            # WHEN requests come while one takes the place of the other all the time
+            with listening() as listener:
+                for _ in range(50):
+                    play(connect(listener), talk)
+                    rows += len(source.read_requests())
+        finally:
+            ended.set()
+            changing.join()
+        time.sleep(0.05)
+        rows += len(source.read_requests())
+
+    # THEN each is there, of both sides
+    assert rows == 50 * 20 * 2

@@ -597,9 +597,15 @@ _NAMED = 1
 def _set_log(
     variables: dict[str, npt.NDArray[Any]], log: RequestLog | None, *, but: bool = False
 ) -> None:
-    variables["log_flags"][...] = 0
-    if log is None:
-        return
+    """Writes the rules that are not in force, and then has them be so."""
+    bank = 1 - int(variables["log_bank"])
+    variables["log_rules"][bank] = 0 if log is None else _log_rules(variables, log, but=but)
+    variables["log_bank"][...] = bank
+
+
+def _log_rules(
+    variables: dict[str, npt.NDArray[Any]], log: RequestLog, *, but: bool
+) -> npt.NDArray[np.void]:
     flags = _LOG_ON
     flags |= _LOG_ALL if log.takes_all else 0
     flags |= _LOG_ERRORS if log.errors else 0
@@ -607,16 +613,18 @@ def _set_log(
     flags |= _LOG_EXCEPT if but else 0
     path = (log.path or "").encode()[:64]
     settings = {
-        "log_one_in": log.one_in,
-        "log_slower_ns": log.slower_ns,
-        "log_sides": sum(1 << _SIDES[side] for side in set(log.sides)),
-        "log_port_first": min((first for first, _ in log.ports or ()), default=0),
-        "log_port_last": max((last for _, last in log.ports or ()), default=0),
-        "log_status_first": min((first for first, _ in log.statuses or ()), default=0),
-        "log_status_last": max((last for _, last in log.statuses or ()), default=0),
-        "log_path_len": len(path),
-        "log_path": path,
-        "log_flags": flags,
+        "flags": flags,
+        "one_in": log.one_in,
+        "slower_ns": log.slower_ns,
+        "sides": sum(1 << _SIDES[side] for side in set(log.sides)),
+        "port_first": min((first for first, _ in log.ports or ()), default=0),
+        "port_last": max((last for _, last in log.ports or ()), default=0),
+        "status_first": min((first for first, _ in log.statuses or ()), default=0),
+        "status_last": max((last for _, last in log.statuses or ()), default=0),
+        "path_len": len(path),
+        "path": path,
     }
+    rules = np.zeros((), variables["log_rules"].dtype)
     for name, value in settings.items():
-        variables[name][...] = value
+        rules[name] = value
+    return rules
