@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from attached import links_of
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from podscope import schema
@@ -200,16 +201,6 @@ def wait_for(condition: Any) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.01)
-
-
-def links_of(pid: int) -> int:
-    """BPF links that a process holds."""
-    held = 0
-    with contextlib.suppress(OSError):
-        for entry in os.scandir(f"/proc/{pid}/fd"):
-            with contextlib.suppress(OSError):
-                held += "bpf_link" in os.readlink(entry.path)
-    return held
 
 
 def programs_of(pid: int) -> set[int]:

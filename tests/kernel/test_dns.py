@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from attached import wait_until_attached
 from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -443,12 +445,14 @@ def test_rows_have_the_names_of_their_processes_and_of_codes(server):
 @pytest.mark.parametrize("words", [["dns"], ["dns", "--each"], ["events", "dns"]])
 def test_the_command_tells_lookups(server, words):
     # GIVEN
-    command = [sys.executable, "-m", "podscope", *words, "-o", "json", "--duration", "3s"]
+    command = [sys.executable, "-m", "podscope", *words, "-o", "json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process, udp() as client:
         # WHEN
-        time.sleep(1.5)
+        wait_until_attached(process)
         look_up(client, server, "told.test", code=3)
-        out = process.communicate(timeout=20)[0]
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        out = process.communicate(timeout=60)[0]
 
     # THEN
     lines = [json.loads(line) for line in out.splitlines()]

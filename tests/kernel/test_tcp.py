@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from attached import wait_until_attached
 from compile_bpf import SOURCES
 from compile_bpf import compile_bpf
 from network_namespace import network_namespace
@@ -449,12 +451,14 @@ def test_the_command_tells_connections(words):
     with listening() as listener:
         port = port_of(listener)
         command = [sys.executable, "-m", "podscope", "tcp", *words, "-o", "json"]
-        only = ["--port", str(port), "--duration", "3s"]
+        only = ["--port", str(port)]
         with subprocess.Popen([*command, *only], stdout=subprocess.PIPE, text=True) as process:
             # WHEN
-            time.sleep(1.5)
+            wait_until_attached(process)
             exchange(listener, 10, 20)
-            out = process.communicate(timeout=20)[0]
+            time.sleep(0.5)
+            process.send_signal(signal.SIGINT)
+            out = process.communicate(timeout=60)[0]
 
     # THEN
     lines = [json.loads(line) for line in out.splitlines()]
