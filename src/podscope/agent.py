@@ -8,9 +8,11 @@ import time
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
+from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
+from typing import Any
 from typing import Protocol
 from typing import Self
 
@@ -20,6 +22,7 @@ import numpy.typing as npt
 from podscope import wire
 from podscope.batch import Batch
 from podscope.batch import Identity
+from podscope.errors import PodscopeError
 from podscope.errors import UsageError
 from podscope.identity.cgroup_paths import CgroupPaths
 from podscope.identity.host import HostIdentities
@@ -32,6 +35,8 @@ from podscope.identity.kubernetes_objects import Pod
 from podscope.identity.peers import Peers
 from podscope.identity.pods import PodIdentities
 from podscope.kernel.probes import find_cgroup2
+from podscope.pipeline import KINDS
+from podscope.pipeline import Feed
 from podscope.pipeline import Identities
 from podscope.pipeline import Watch
 from podscope.pipeline import open_feeds
@@ -225,10 +230,21 @@ class Named:
     def follow(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The same rows, in other batches."""
         for batch in batches:
-            yield self.take(batch)
-            # Requests come when there are some: those that wait are looked at each interval too.
-            if batch.kind == "http" and (ready := self._ready("request", batch.time_ns)):
-                yield wire.together(ready)
+            yield from self.taken(batch)
+        yield from self.rest()
+
+    def taken(self, batch: Batch) -> Iterator[Batch]:
+        """What `take` gives, and requests that have got their names meanwhile."""
+        yield self.take(batch)
+        # Requests come when there are some: those that wait are looked at each interval too.
+        if batch.kind == "http" and (ready := self._ready("request", batch.time_ns)):
+            yield wire.together(ready)
+
+    def rest(self) -> Iterator[Batch]:
+        """At the end: rows that still wait, with what is known now, if only the pod's uid."""
+        held, self._held = self._held, {}
+        for batches in held.values():
+            yield replace(wire.together([self._named(one) for one in batches]), lost={})
 
     def take(self, batch: Batch) -> Batch:
         """Rows of the batch that have names, and of those before that have got theirs."""
@@ -288,14 +304,23 @@ class Agent:
         server: the API server.
         node: this node's name.
         streams: who listens; gets every batch.
-        interval: seconds between two batches of kind ``http``.
+        interval: seconds between two batches of a kind that is counted.
+        kinds: of other sources, whose rows come all the time.
+
+    Attributes:
+        refused: why this node cannot run a source of these, by name; the others go on.
 
     Raises:
         PodscopeError: no rights, or a host that cannot run the programs.
     """
 
     def __init__(
-        self, server: ApiServer, node: str, streams: Streams, interval: float = 1.0
+        self,
+        server: ApiServer,
+        node: str,
+        streams: Streams,
+        interval: float = 1.0,
+        kinds: Sequence[str] = (),
     ) -> None:
         source = HttpSource(HttpOptions(known_peers=True, log_later=True))
         try:
@@ -303,8 +328,16 @@ class Agent:
         except BaseException:
             source.close()
             raise
+        try:
+            feeds, self.refused, self._names = self._opened(kinds, {})
+        except BaseException:
+            self.identities.close()
+            source.close()
+            raise
         self._source = source
-        self._watch = Watch(source, ("http", "request"), interval, self.identities)
+        self._names |= dict.fromkeys(KINDS, Named(self.identities))
+        self._watch = Watch(source, (*KINDS, *kinds), interval, self.identities, feeds)
+        self._others: set[Watch] = set()
         self._streams = streams
         self._log_lock = threading.Lock()
         self._ignore_lock = threading.Lock()
@@ -323,6 +356,8 @@ class Agent:
     def __exit__(self, *_: object) -> None:
         self.identities.on_ignore = lambda: None
         self._streams.on_change = lambda: None
+        for watch in list(self._others):
+            watch.stop()
         self._streams.close()
         self._watch.close()
         self.identities.close()
@@ -337,14 +372,20 @@ class Agent:
         self._watch.interval = seconds
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in Named(self.identities).follow(chain(self._first(), self._watch)):
+        for batch in self._named(chain(self._first(), self._watch)):
             if batch.kind == "http":
                 self._ignore()
                 self._know_peers()
                 self._narrow_log()
             told = self.identities.with_peers(self.identities.watched(batch))
-            self._streams.publish(told, self._no_requests(told))
+            self._streams.publish(told, self._no_requests(told) if told.kind == "http" else None)
             yield told
+
+    def _named(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            yield from self._names[batch.kind].taken(batch)
+        for named in dict.fromkeys(self._names.values()):
+            yield from named.rest()
 
     def events(self, asked: Asked) -> Iterator[Batch]:
         """Rows of other sources, whose programs run from the first batch to the last.
@@ -353,6 +394,23 @@ class Agent:
             UsageError: there is no such kind, or option.
             PodscopeError: this node can run none of the sources.
         """
+        feeds, refused, names = self._opened(asked.kinds, asked.sources)
+        if not feeds:
+            raise next(iter(refused.values()), UsageError(f"no source gives {asked.kinds}"))
+        with Watch(None, asked.kinds, asked.interval, feeds=feeds) as watch:
+            self._others.add(watch)
+            try:
+                found = chain.from_iterable(names[batch.kind].taken(batch) for batch in watch)
+                rest = chain.from_iterable(one.rest() for one in dict.fromkeys(names.values()))
+                for batch in chain(found, rest):
+                    yield self.identities.with_peers(self.identities.watched(batch))
+            finally:
+                self._others.discard(watch)
+
+    def _opened(
+        self, kinds: Sequence[str], settings: Mapping[str, Any]
+    ) -> tuple[list[Feed], dict[str, PodscopeError], dict[str, Named]]:
+        """Sources of some kinds, those that are refused, and names for the rows by kind."""
         names: dict[str, Named] = {}
 
         def named(source: Source) -> OfSource:
@@ -360,13 +418,8 @@ class Agent:
             names.update(dict.fromkeys(source.fields, Named(found)))
             return found
 
-        feeds, refused = open_feeds(asked.kinds, asked.sources, identities=named)
-        if not feeds:
-            raise next(iter(refused.values()), UsageError(f"no source gives {asked.kinds}"))
-        with Watch(None, asked.kinds, asked.interval, feeds=feeds) as watch:
-            for batch in watch:
-                whole = names[batch.kind].take(batch)
-                yield self.identities.with_peers(self.identities.watched(whole))
+        feeds, refused = open_feeds(kinds, settings, identities=named)
+        return feeds, refused, names
 
     def _first(self) -> Iterator[Batch]:
         """A look soon after the start: nobody wants to wait for a whole interval."""

@@ -33,6 +33,8 @@ MOST_BYTES = 1 << 20
 # A file is looked at so often.
 LOOK_SECONDS = 1.0
 _LIVE = {"live": True}
+# Kinds of rows beside HTTP that cost little enough to be watched all the time.
+EVENTS = ("oom", "listen", "tcp", "dns")
 
 
 class Interval(Duration):
@@ -68,8 +70,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = Since(0)
     requests_sample: Annotated[Share, Meta(description="of requests: one in so many")] = Share(1)
     events: Annotated[
-        Names, Meta(description="kinds of rows beside HTTP that sinks get; not in the agent")
-    ] = Names()
+        Names, Meta(description="kinds of rows beside HTTP; [] or none: none of them")
+    ] = Names(EVENTS)
     grace: Annotated[
         Duration, Meta(description="how long sinks may send what is left at the end")
     ] = Duration(5)

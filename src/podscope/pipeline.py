@@ -149,6 +149,9 @@ class Watch:
         interval: seconds between two batches of a kind that is counted.
         identities: names for HTTP's rows; those of this host by default.
         feeds: other sources; closed with the watch.
+
+    Attributes:
+        refused: why this host cannot run a source that was asked for, by name.
     """
 
     def __init__(
@@ -159,6 +162,7 @@ class Watch:
         identities: Identities | None = None,
         feeds: Sequence[Feed] = (),
     ) -> None:
+        self.refused: Mapping[str, PodscopeError] = {}
         self._http_source = source
         self._feeds = tuple(feeds)
         self._kinds = tuple(kinds)
@@ -415,11 +419,14 @@ def _open(
     others = tuple(kind for kind in kinds if kind not in KINDS)
     http = HttpSource(chosen) if len(others) < len(kinds) else None
     feeds: list[Feed] = []
+    refused: dict[str, PodscopeError] = {}
     try:
         if others:
             feeds, refused = open_feeds(others, settings)
             _tell(refused, nothing=http is None and not feeds)
-        return Watch(http, kinds, interval, feeds=feeds)
+        watch = Watch(http, kinds, interval, feeds=feeds)
+        watch.refused = refused
+        return watch
     except BaseException:
         for feed in feeds:
             feed.close()

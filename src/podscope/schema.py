@@ -843,7 +843,7 @@ def columns(batch: Batch) -> dict[str, Array]:
     Shapes are (n,). Texts are objects with None where there is none, times ``datetime64[ns]`` in
     UTC, durations float seconds, sizes and codes integers (0: does not apply).
     """
-    by = PLAIN if any(identity.namespace for identity in batch.identities) else ON_HOST
+    by = PLAIN if any(one.namespace or one.pod_uid for one in batch.identities) else ON_HOST
     if batch.kind == "request":
         return read(REQUEST, request_view(batch), by)
     from podscope import red

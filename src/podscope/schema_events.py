@@ -160,5 +160,5 @@ def view(batch: Batch) -> View:
 
 def columns(batch: Batch) -> dict[str, Array]:
     """Every field of such a batch as one array, named as in the JSON output; shapes are (n,)."""
-    named = any(identity.namespace for identity in batch.identities)
+    named = any(one.namespace or one.pod_uid for one in batch.identities)
     return schema.read(batch.fields, view(batch), schema.PLAIN if named else schema.ON_HOST)

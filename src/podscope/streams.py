@@ -10,6 +10,7 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from dataclasses import field
 from dataclasses import replace
@@ -37,8 +38,6 @@ QUEUE = 30
 # Intervals are kept for who listens again after a broken connection, so long and so much of them.
 RECENT_NS = 20 * 10**9
 RECENT_BYTES = 4 << 20
-# At the end of the agent each listener has this time to take what it has not got yet.
-CLOSE_SECONDS = 3.0
 KINDS = ("http", "request")
 # Any others, each listener by itself: their programs run while somebody listens.
 EVENTS = "events"
@@ -47,6 +46,8 @@ STREAM_PORT = 9436
 STREAM_PATH = "/v1/"  # and the kind of batches
 FindPod = Callable[[str], Pod | None]
 T = TypeVar("T")
+# How long those who listen may take what is left at the end.
+END_SECONDS = 2.0
 LEAST_SECONDS, MOST_SECONDS = 0.1, 86400.0
 
 
@@ -140,10 +141,10 @@ class Streams:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._listeners: set[Listener] = set()
-        self._ended = threading.Condition(self._lock)
-        self._serving: set[Listener] = set()
         self._recent: deque[Batch] = deque()
         self._sampled = 0
+        self._sending = 0
+        self._sent = threading.Condition(self._lock)
         self._standing: Listener | None = None
         # The agent's, from when it runs.
         self.find_pod: FindPod = lambda uid: None
@@ -216,13 +217,24 @@ class Streams:
         return wanted, tuple(one.has for one in listeners)
 
     def close(self) -> None:
-        """Ends what is sent, when all who listen have got the last of it, or after a time."""
+        """Ends what is sent: of all who listen, each after what it was given before."""
         with self._lock:
             listeners, self._listeners = self._listeners, set()
         for one in listeners:
             one.put(_END)
-        with self._ended:
-            self._ended.wait_for(lambda: not self._serving, CLOSE_SECONDS)
+        with self._sent:
+            self._sent.wait_for(lambda: self._sending == 0, END_SECONDS)
+
+    @contextmanager
+    def _is_sending(self) -> Iterator[None]:
+        with self._lock:
+            self._sending += 1
+        try:
+            yield
+        finally:
+            with self._sent:
+                self._sending -= 1
+                self._sent.notify_all()
 
     def _events(self, listener: Listener, asked: Asked) -> Iterator[bytes]:
         """Frames of the rows of other sources: they run from now until nobody reads."""
@@ -232,9 +244,10 @@ class Streams:
         def frames() -> Iterator[bytes]:
             nonlocal first
             try:
-                while first is not None:
-                    yield wire.packed(listener.mine(first, self.find_pod, 0))
-                    first = next(batches, None)
+                with self._is_sending():
+                    while first is not None:
+                        yield wire.packed(listener.mine(first, self.find_pod, 0))
+                        first = next(batches, None)
             finally:
                 close = getattr(batches, "close", None)
                 if close is not None:
@@ -245,23 +258,22 @@ class Streams:
     def _frames(self, listener: Listener) -> Iterator[bytes]:
         with self._lock:
             self._listeners.add(listener)
-            self._serving.add(listener)
             if listener.since_ns:
                 for batch in self._recent:
                     if batch.time_ns > listener.since_ns:
                         listener.put(batch)
         try:
             self.on_change()
-            while (batch := listener.batches.get()) is not _END:
-                yield wire.packed(listener.mine(batch, self.find_pod, self._sampled))
+            with self._is_sending():
+                while (batch := listener.batches.get()).kind:
+                    yield wire.packed(listener.mine(batch, self.find_pod, self._sampled))
         finally:
-            with self._ended:
+            with self._lock:
                 self._listeners.discard(listener)
-                self._serving.discard(listener)
-                self._ended.notify_all()
             self.on_change()
 
 
+# One without a kind, also where room was made for it.
 _END = Batch("", np.zeros(0, "V1"), np.zeros(0, np.uint32), (), 0, 0.0)
 
 

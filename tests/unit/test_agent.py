@@ -78,7 +78,8 @@ def test_names_are_not_asked_for_again_while_nothing_changes():
     known.resolve = lambda *keys: asked.append(1) or resolve(*keys)
 
     # WHEN
-    found = [counted(batch).get("", 0) for batch in agent.Named(known).follow(made)]
+    named = agent.Named(known)
+    found = [counted(named.take(batch)).get("", 0) for batch in made]
 
     # THEN its rows are looked at once in a while, all that wait
     assert found == [0] * 6
@@ -94,8 +95,8 @@ def test_rows_of_a_pod_that_stays_unknown_go_on_with_its_uid():
     # WHEN
     found = [counted(batch).get("", 0) for batch in named]
 
-    # THEN those of the first batch after half a minute, and no row twice
-    assert found == [0, 0, 40, 0]
+    # THEN those of the first batch after half a minute, the others at the end, and no row twice
+    assert found == [0, 0, 40, 0, 120]
 
 
 def test_requests_that_wait_come_with_the_next_interval():
@@ -117,3 +118,35 @@ def test_requests_that_wait_come_with_the_next_interval():
         ("http", 0),
     ]
     assert {found[1].identities[place].pod for place in found[1].identity} == {"web-1-a"}
+
+
+def test_rows_that_still_wait_at_the_end_go_on_with_the_uid_alone():
+    # GIVEN
+    known = Known()
+    known.names = {2: records.WEB_B, 3: records.BARE}
+    named = agent.Named(known)
+
+    # WHEN the agent ends before a pod is known
+    found = list(named.follow(batches(known, 0, 1)))
+
+    # THEN no row is missing, and none is there twice
+    assert [counted(batch) for batch in found] == [
+        {"web-1-b": 15, "web": 5},
+        {"web-1-b": 15, "web": 5},
+        {"": 80},
+    ]
+    assert {found[-1].identities[place].pod_uid for place in found[-1].identity} == {"u-a"}
+    assert list(named.rest()) == []
+
+
+def test_what_was_lost_is_told_once_also_if_rows_wait():
+    # GIVEN
+    known = Known()
+    first, second = (replace(one, lost={"joined": 3}) for one in batches(known, 0, 1))
+
+    # WHEN
+    found = list(agent.Named(known).follow([first, second]))
+
+    # THEN
+    assert [batch.lost for batch in found] == [{"joined": 3}, {"joined": 3}, {}]
+    assert [len(batch) for batch in found] == [0, 0, 10]

@@ -14,6 +14,7 @@ from podscope.__main__ import command_parser
 from podscope.__main__ import load as load_module
 from podscope.__main__ import main
 from podscope.commands import COMMANDS
+from podscope.commands import configured
 from podscope.config import Config
 from podscope.errors import PodscopeError
 from podscope.errors import UsageError
@@ -132,16 +133,30 @@ def test_events_are_a_list_in_the_file_and_names_with_commas_elsewhere(file):
         config.load(str(file), {}, {})
 
 
-def test_the_agent_says_that_it_watches_no_events(file, capsys):
+def test_the_agent_refuses_an_event_before_it_asks_for_a_cluster(file, capsys):
     # GIVEN
-    file.write_text("events: [oom]\n")
+    file.write_text("events: [oom, crash]\n")
 
     # WHEN
     code = main(["agent", "--config", str(file)])
 
     # THEN
     assert code == 2
-    assert capsys.readouterr().err.startswith("podscope: events: only 'podscope up' watches them")
+    assert capsys.readouterr().err.startswith("podscope: events: no such kind: 'crash'")
+
+
+@pytest.mark.parametrize("told", ["[]", "none", "[none]"])
+def test_events_can_be_turned_off(file, told):
+    # GIVEN
+    file.write_text(f"events: {told}\n")
+
+    # WHEN / THEN
+    assert configured.kinds(config.load(str(file), {}, {})) == ("http",)
+
+
+def test_what_costs_little_is_watched_unless_it_is_turned_off():
+    assert configured.kinds(config.Config()) == ("http", "oom", "listen", "tcp", "dns")
+    assert ",".join(config.EVENTS) == configured.EVENTS
 
 
 # --- changes ----------------------------------------------------------------------------------

@@ -15,6 +15,8 @@ from podscope.errors import PodscopeError
 from podscope.sinks import prometheus
 from podscope.sinks.http_server import HttpServer
 
+REFUSED = {"tcp": PodscopeError("this kernel has no such hook")}
+
 
 @pytest.fixture
 def agent():
@@ -22,7 +24,7 @@ def agent():
     totals = prometheus.Totals()
     totals.add(records.shop_batch())
     ready = threading.Event()
-    with HttpServer(("127.0.0.1", 0), pages(totals, ready)) as server:
+    with HttpServer(("127.0.0.1", 0), pages(totals, ready, REFUSED)) as server:
         yield server, ready
 
 
@@ -64,9 +66,10 @@ def test_agent_is_ready_after_its_first_interval(agent):
     # WHEN
     ready.set()
 
-    # THEN
+    # THEN it says what it is without
     assert before == 503
-    assert get(server, "/readyz")[0] == 200
+    code, _, body = get(server, "/readyz")
+    assert (code, body) == (200, b"ready\nwithout tcp: this kernel has no such hook\n")
     assert get(server, "/healthz")[2] == b"ok\n"
 
 

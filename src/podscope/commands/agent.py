@@ -13,10 +13,12 @@ from podscope.commands.configured import add_config
 from podscope.commands.configured import add_interval
 from podscope.commands.configured import add_listen
 from podscope.commands.configured import add_sinks
+from podscope.commands.configured import events
 from podscope.commands.configured import follow
 from podscope.commands.configured import load
 from podscope.commands.configured import outputs
 from podscope.commands.configured import request_log
+from podscope.commands.configured import tell_refused
 from podscope.commands.lifetime import Lifetime
 from podscope.commands.up import pages
 from podscope.errors import PodscopeError
@@ -56,8 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Watch until a signal."""
     config = load(args)
-    if config.events:
-        raise UsageError("events: only 'podscope up' watches them; leave the setting out")
+    others = events(config)
     node = config.node or os.environ.get("NODE_NAME") or socket.gethostname()
     from podscope.agent import Agent
     from podscope.identity.kubernetes_client import find_server
@@ -80,12 +81,13 @@ def run(args: argparse.Namespace) -> int:
     with (
         Lifetime() as lifetime,
         http_server.HttpServer((STREAM_HOST, STREAM_PORT), stream_pages),
-        Agent(server, node, streams, float(config.interval)) as agent,
+        Agent(server, node, streams, float(config.interval), others) as agent,
         http_server.HttpServer(config.listen.pair, _pages(totals, counted, agent)) as served,
         outputs(config, node) as sinks,
         follow(args, config, take),
     ):
         lifetime.begin(agent.stop)
+        tell_refused(agent.refused)
         totals.expose_also(sinks.expose)
         print(f"podscope: watching node {node}; metrics on http://{served.address}/metrics")
         sys.stdout.flush()
@@ -117,17 +119,15 @@ def _pages(
     totals: prometheus.Totals, counted: threading.Event, agent: Agent
 ) -> dict[str, http_server.Page]:
     """Those of ``podscope up``; ready is who also knows the cluster."""
-    found = pages(totals, counted)
+    found = pages(totals, counted, agent.refused)
 
-    def readiness(_: http_server.Request) -> http_server.Answer:
+    def readiness(request: http_server.Request) -> http_server.Answer:
         missing = [f"{name}: {why}" for name, why in agent.identities.states.items() if why]
-        if not counted.is_set():
-            return http_server.text(503, "not ready: the first interval has not ended\n")
-        if not agent.identities.synced:
+        if counted.is_set() and not agent.identities.synced:
             told = "; ".join(missing) or "the first lists have not come"
             return http_server.text(
                 503, f"not ready: the cluster's objects are not known: {told}\n"
             )
-        return http_server.text(200, "ready\n")
+        return found["/readyz"](request)
 
     return {**found, "/readyz": readiness}

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -17,12 +18,14 @@ if TYPE_CHECKING:
 
     from podscope.config import Config
     from podscope.config import Follower
+    from podscope.errors import PodscopeError
     from podscope.sinks.outputs import Outputs
     from podscope.sources.http import RequestLog
 
 LISTEN = "127.0.0.1:9435"
 INTERVAL = "1s"
 GRACE = "5s"
+EVENTS = "oom,listen,tcp,dns"
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
@@ -70,7 +73,7 @@ def add_sinks(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--events",
         metavar="KIND,...",
-        help="kinds of rows beside HTTP that sinks get, as oom,listen,tcp (not in the agent)",
+        help=f"kinds of rows beside HTTP, or none (default: {EVENTS})",
     )
     parser.add_argument(
         "--grace",
@@ -112,19 +115,26 @@ def request_log(config: Config) -> RequestLog | None:
     )
 
 
-def kinds(config: Config) -> tuple[str, ...]:
-    """The kinds of rows that sinks can get.
+def events(config: Config) -> tuple[str, ...]:
+    """The kinds of rows beside HTTP that are watched.
 
     Raises:
-        UsageError: no source gives an event that is asked for.
+        UsageError: no source gives one that is asked for.
     """
     from podscope.sources import source
 
-    known = source.kinds() if config.events else ()
-    for one in config.events:
+    asked = () if config.events == ("none",) else config.events
+    known = source.kinds() if asked else ()
+    for one in asked:
         if one not in known:
-            raise UsageError(f"events: no such kind: {one!r}; choose from {', '.join(known)}")
-    return ("http", *(("request",) if config.requests != "none" else ()), *config.events)
+            told = ", ".join((*known, "none"))
+            raise UsageError(f"events: no such kind: {one!r}; choose from {told}")
+    return tuple(dict.fromkeys(asked))
+
+
+def kinds(config: Config) -> tuple[str, ...]:
+    """The kinds of rows that sinks can get; raises UsageError as `events` does."""
+    return ("http", *(("request",) if config.requests != "none" else ()), *events(config))
 
 
 @contextmanager
@@ -149,6 +159,12 @@ def outputs(config: Config, host: str) -> Iterator[Outputs]:
     finally:
         for line in made.summary():
             _tell(line)
+
+
+def tell_refused(refused: Mapping[str, PodscopeError]) -> None:
+    """A line on stderr for each source that cannot run here."""
+    for name, error in refused.items():
+        _tell(f"without {name}: {error}")
 
 
 def _tell(line: str) -> None:

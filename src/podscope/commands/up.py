@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from podscope.batch import Batch
     from podscope.config import Config
+    from podscope.errors import PodscopeError
 
 HELP = "Watch this machine: a live table here, Prometheus metrics at /metrics. Ctrl-C ends it."
 # A log of the output should not fill a disk.
@@ -64,15 +65,17 @@ def run(args: argparse.Namespace) -> int:
 
     totals = prometheus.Totals()
     ready = threading.Event()
+    refused: dict[str, PodscopeError] = {}
     # The port first: if it is taken, nothing was attached.
     with (
         Lifetime() as lifetime,
-        http_server.HttpServer(config.listen.pair, pages(totals, ready)) as server,
+        http_server.HttpServer(config.listen.pair, pages(totals, ready, refused)) as server,
         watch(kinds=kinds(config), interval=float(config.interval), log=log) as watched,
         outputs(config, socket.gethostname()) as sinks,
         follow(args, config, take),
     ):
         lifetime.begin(watched.stop)
+        refused |= watched.refused
         totals.expose_also(sinks.expose)
         batches = counted(sinks.follow(watched), totals, watched.lost, watched.cost, ready)
         chosen = Options(interval=float(config.interval))
@@ -80,8 +83,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def pages(totals: prometheus.Totals, ready: threading.Event) -> dict[str, http_server.Page]:
-    """The pages of the agent, by path."""
+def pages(
+    totals: prometheus.Totals, ready: threading.Event, refused: Mapping[str, PodscopeError]
+) -> dict[str, http_server.Page]:
+    """The pages of the agent, by path; it is ready also without the sources that are refused."""
 
     def metrics(request: http_server.Request) -> http_server.Answer:
         openmetrics = prometheus.wants_openmetrics(request.fields.get("accept", ""))
@@ -93,7 +98,8 @@ def pages(totals: prometheus.Totals, ready: threading.Event) -> dict[str, http_s
 
     def readiness(_: http_server.Request) -> http_server.Answer:
         if ready.is_set():
-            return http_server.text(200, "ready\n")
+            without = [f"without {name}: {error}\n" for name, error in refused.items()]
+            return http_server.text(200, "".join(("ready\n", *without)))
         return http_server.text(503, "not ready: the first interval has not ended\n")
 
     return {"/metrics": metrics, "/healthz": health, "/readyz": readiness}
