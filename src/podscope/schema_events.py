@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Collection
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -158,7 +159,13 @@ def view(batch: Batch) -> View:
     )
 
 
-def columns(batch: Batch) -> dict[str, Array]:
-    """Every field of such a batch as one array, named as in the JSON output; shapes are (n,)."""
+def columns(batch: Batch, names: Collection[str] | None = None) -> dict[str, Array]:
+    """Fields of such a batch as arrays of shape (n,), named as in the JSON output.
+
+    Args:
+        batch: rows of such a kind.
+        names: only these; all by default.
+    """
     named = any(one.namespace or one.pod_uid for one in batch.identities)
-    return schema.read(batch.fields, view(batch), schema.PLAIN if named else schema.ON_HOST)
+    fields = [one for one in batch.fields if names is None or one.name in names]
+    return schema.read(fields, view(batch), schema.PLAIN if named else schema.ON_HOST)

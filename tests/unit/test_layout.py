@@ -11,11 +11,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "src" / "podscope"
 # Tables of fields, one a source.
-SCHEMAS = {"schema", "schema_dns", "schema_events", "schema_listen", "schema_oom", "schema_tcp"}
+SCHEMAS = {
+    "schema",
+    *(f"schema_{name}" for name in ("dns", "events", "listen", "metrics", "oom", "tcp")),
+}
 # A room imports only from itself and the rooms of the lines before it.
 ROOMS = (
     {"errors", "stopping"},
-    {"batch", *SCHEMAS, "red", "filters", "render", "wire"},
+    {"batch", *SCHEMAS, "red", "filters", "render", "wire", "merge"},
     {"settings"},
     {"kernel"},
     {"sources"},

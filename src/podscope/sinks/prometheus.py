@@ -19,6 +19,12 @@ import numpy.typing as npt
 
 from podscope import red
 from podscope import schema
+from podscope.schema_metrics import METRICS
+from podscope.sinks.event_exposition import escaped
+from podscope.sinks.event_exposition import families
+from podscope.sinks.event_exposition import head
+from podscope.sinks.event_totals import EventTotals
+from podscope.sinks.rows import of_metrics
 
 if TYPE_CHECKING:
     from podscope.batch import Batch
@@ -42,6 +48,8 @@ _SERVICE_FIELDS = tuple(
 # OpenTelemetry's mark for the series that takes what no longer fits.
 _OVERFLOW = 'otel_metric_overflow="true"'
 _OVERFLOW_REASON = "metric_series_full"
+# Losses are told since the start as they are, and not added up from rows.
+LOST_KIND = "lost"
 _FAMILIES = ("server", "client", "service")
 _SERVICE = _FAMILIES.index("service")
 _BOUNDS = (*(str(bound) for bound in red.CLASSIC_BOUNDS), "+Inf")
@@ -94,13 +102,20 @@ class Totals:
         self._lost: dict[str, int] = {}
         self._cost: dict[str, float] = {}
         self._overflowed = 0
+        self._events = {
+            kind: EventTotals(kind, series=series) for kind in METRICS if kind != LOST_KIND
+        }
         self._more: list[Exposed] = []
 
     def __len__(self) -> int:
         return len(self._place_of_labels)
 
     def add(self, batch: Batch) -> None:
-        """Add an interval's rows; batches of other kinds are passed over."""
+        """Add an interval's rows; batches of kinds without metrics are passed over."""
+        if batch.kind in self._events:
+            rows = of_metrics(batch)
+            with self._lock:
+                self._events[batch.kind].add(rows)
         if batch.kind != "http" or len(batch) == 0:
             return
         groups = red.group(batch, _BY, buckets=False)
@@ -146,21 +161,29 @@ class Totals:
         shot = self._snapshot()
         for family, name in enumerate(_NAMES):
             yield from _family_metrics(shot, family, name, openmetrics)
+        for one in self._events.values():
+            yield from self._event_families(one, openmetrics)
         yield _agent_metrics(shot, openmetrics)
         for more in self._more:
             yield more(openmetrics=openmetrics)
         if openmetrics:
             yield b"# EOF\n"
 
+    def _event_families(self, totals: EventTotals, openmetrics: bool) -> Iterator[bytes]:
+        with self._lock:
+            shot, labels = totals.all(), list(totals.labels)
+        yield from families(totals.metrics, shot, labels, openmetrics)
+
     def _snapshot(self) -> _Snapshot:
         with self._lock:
+            overflowed = self._overflowed + sum(one.overflowed for one in self._events.values())
             return _Snapshot(
                 labels=list(self._labels),
                 family=self._family[: len(self._labels)].copy(),
                 le=self._le[: len(self._labels)].copy(),
                 sums=self._sums[: len(self._labels)].copy(),
-                series=len(self),
-                lost=self._lost | {_OVERFLOW_REASON: self._overflowed},
+                series=len(self) + sum(map(len, self._events.values())),
+                lost=self._lost | {_OVERFLOW_REASON: overflowed},
                 cost=dict(self._cost),
             )
 
@@ -267,12 +290,8 @@ def _label_texts(groups: red.Groups, fields: Sequence[schema.Field]) -> list[str
 
 def _label_column(name: str, values: list[object]) -> list[str]:
     # Empty labels and zero codes are the same as none.
-    told = {value: f'{name}="{_escaped(str(value))}"' if value else "" for value in set(values)}
+    told = {value: f'{name}="{escaped(str(value))}"' if value else "" for value in set(values)}
     return [told[value] for value in values]
-
-
-def _escaped(value: str) -> str:
-    return value.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
 
 
 @dataclass(frozen=True)
@@ -306,7 +325,7 @@ def _family_metrics(
     # Percent signs: the templates are formatted with %.
     labels = [shot.labels[place].replace("%", "%%") for place in mine.tolist()]
     name = called.duration
-    yield _head(name, "histogram", "seconds", f"Duration of {called.text}.", openmetrics)
+    yield head(name, "histogram", "seconds", f"Duration of {called.text}.", openmetrics)
     template = "".join(f'{name}_bucket{{@,le="{bound}"}} %d\n' for bound in _BOUNDS)
     template += f"{name}_sum{{@}} %r\n{name}_count{{@}} %d\n"
     cumulative = np.cumsum(shot.le[mine], axis=1, dtype=np.uint64)
@@ -316,7 +335,7 @@ def _family_metrics(
     for column, what in ((1, "request"), (2, "response")):
         name = f"{called.bodies}_{what}_body_bytes"
         text = f"Bytes of {what} bodies of {called.text}."
-        yield _head(name, "counter", "bytes", text, openmetrics)
+        yield head(name, "counter", "bytes", text, openmetrics)
         values = shot.sums[mine, column].tolist()
         yield from _blocks(f"{name}_total{{@}} %d\n", labels, ((value,) for value in values))
 
@@ -331,26 +350,18 @@ def _blocks(
         yield "".join(texts).encode()
 
 
-def _head(name: str, kind: str, unit: str, text: str, openmetrics: bool) -> bytes:
-    if openmetrics:
-        told = f"# UNIT {name} {unit}\n" if unit else ""
-        return f"# TYPE {name} {kind}\n{told}# HELP {name} {text}\n".encode()
-    family = f"{name}_total" if kind == "counter" else name
-    return f"# HELP {family} {text}\n# TYPE {family} {kind}\n".encode()
-
-
 def _agent_metrics(shot: _Snapshot, openmetrics: bool) -> bytes:
     text = "Exchanges that could not be counted, or not in full, by reason."
-    parts = [_head("podscope_lost", "counter", "", text, openmetrics)]
+    parts = [head("podscope_lost", "counter", "", text, openmetrics)]
     parts += [
-        f'podscope_lost_total{{reason="{_escaped(reason)}"}} {count}\n'.encode()
+        f'podscope_lost_total{{reason="{escaped(reason)}"}} {count}\n'.encode()
         for reason, count in shot.lost.items()
     ]
     for key, name, kind, unit, text in _AGENT:
         value = shot.series if key == "series" else shot.cost.get(key)
         if value is not None:
             sample = f"{name}_total" if kind == "counter" else name
-            parts.append(_head(name, kind, unit, text, openmetrics))
+            parts.append(head(name, kind, unit, text, openmetrics))
             parts.append(f"{sample} {value}\n".encode())
     return b"".join(parts)
 

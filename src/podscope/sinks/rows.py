@@ -19,8 +19,11 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from podscope import merge
 from podscope import red
 from podscope import schema
+from podscope import schema_events
+from podscope import schema_metrics
 from podscope import wire
 from podscope.schema import Array
 from podscope.schema import Field
@@ -63,8 +66,9 @@ class Rows:
         resource: what all rows have in common, as ``host.name``.
         id: of the delivery that the rows are of; parts of it keep it.
         numbers: place of each row in its delivery, shape (n,); None: 0, 1, 2 ...
-        le: kind http: counts at ``red.CLASSIC_BOUNDS`` and above, not cumulative, shape (n, 15).
-        buckets: kind http: exponential histograms, shape (n, 256); see ``red.quantiles``.
+        le: of sums of durations: counts at ``red.CLASSIC_BOUNDS`` and above, not cumulative,
+            shape (n, 15).
+        buckets: the same, exponential histograms, shape (n, 256); see ``red.quantiles``.
     """
 
     kind: str
@@ -137,12 +141,16 @@ def of_batches(
 
     Single events come at most PORTION at once, since other threads wait while columns are read.
     Rows of kind http that are the same by ``by`` are added up over all the batches, exactly. They
-    come once more, under a name of their own, for each of ``also_by``.
+    come once more, under a name of their own, for each of ``also_by``. Rows of other sums are by
+    container (``merge.merged``).
     """
     for kind in dict.fromkeys(batch.kind for batch in batches):
         of_kind = [batch for batch in batches if batch.kind == kind]
         filled = [batch for batch in of_kind if len(batch)]
         if not filled:
+            continue
+        if kind in merge.RULES:
+            yield replace(_plain(merge.merged(of_kind)), resource=resource or {})
             continue
         if kind != "http":
             for some in _portions(filled):
@@ -195,7 +203,44 @@ def _plain(batch: Batch) -> Rows:
         columns={one.name: column for one, column in told},
         time_ns=batch.time_ns,
         interval=batch.interval,
+        le=_member(batch, "le"),
+        buckets=_member(batch, "buckets"),
     )
+
+
+def of_metrics(batch: Batch) -> Rows:
+    """Rows of a batch of one of the kinds in ``METRICS``, with what their metrics need alone."""
+    whole = merge.merged([batch])
+    fields = [one for one in whole.fields if schema_metrics.is_label(whole.kind, one)]
+    needed = {one.column for one in schema_metrics.METRICS[whole.kind]}
+    needed |= {one.name for one in fields} | {"podscope.listen.closed"}
+    columns = schema_events.columns(whole, needed)
+    return Rows(
+        kind=whole.kind,
+        fields=tuple(one for one in whole.fields if one.name in columns),
+        columns=columns,
+        time_ns=whole.time_ns,
+        interval=whole.interval,
+        le=_member(whole, "le"),
+    )
+
+
+def of_losses(lost: Mapping[str, int], time_ns: int, resource: Mapping[str, str]) -> Rows:
+    """A row of kind ``lost`` for each reason for which something was lost."""
+    told = {reason: count for reason, count in lost.items() if count}
+    reasons = np.empty(len(told), dtype=object)
+    reasons[:] = [*told]
+    columns = {
+        "time": np.full(len(told), time_ns).astype("M8[ns]"),
+        "reason": reasons,
+        "count": np.array([*told.values()], np.int64),
+    }
+    return Rows("lost", schema_metrics.LOST, columns, time_ns, resource=resource)
+
+
+def _member(batch: Batch, name: str) -> Array | None:
+    """A histogram of the records; None if they have none."""
+    return batch.rows[name] if name in (batch.rows.dtype.names or ()) else None
 
 
 def _joined(parts: Sequence[Rows]) -> Rows:
