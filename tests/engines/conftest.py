@@ -194,13 +194,12 @@ def opensearch() -> Iterator[Server]:
         yield server
 
 
-@pytest.fixture(scope="session")
-def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Prometheus 3, which takes remote writes and OTLP."""
+@contextlib.contextmanager
+def prometheus_server(home: Path, config: str) -> Iterator[Server]:
+    """Prometheus 3, which takes remote writes and OTLP, and scrapes what the configuration says."""
     prometheus = program("PROMETHEUS", "prometheus")
-    home = tmp_path_factory.mktemp("prometheus")
     port = free_port()
-    (home / "config").write_text("global: {}\n")
+    (home / "config").write_text(config)
     command = [
         prometheus,
         f"--config.file={home}/config",
@@ -215,16 +214,30 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def victoria_metrics(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Prometheus 3."""
+    with prometheus_server(tmp_path_factory.mktemp("prometheus"), "global: {}\n") as server:
+        yield server
+
+
+@contextlib.contextmanager
+def victoria_server(home: Path, *flags: str) -> Iterator[Server]:
     """VictoriaMetrics."""
     victoria = program("VICTORIA_METRICS", "victoria-metrics")
-    home = tmp_path_factory.mktemp("victoria")
     port = free_port()
     command = [
         victoria,
         f"-httpListenAddr=127.0.0.1:{port}",
         f"-storageDataPath={home}/data",
         "-search.latencyOffset=1s",
+        *flags,
     ]
     with running(command, home / "log", f"http://127.0.0.1:{port}", "/health") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def victoria_metrics(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """VictoriaMetrics."""
+    with victoria_server(tmp_path_factory.mktemp("victoria")) as server:
         yield server

@@ -25,7 +25,7 @@ ROOMS = (
     {"identity"},
     {"sinks", "store"},
     {"pipeline", "trace"},
-    {"scope", "config"},
+    {"scope", "config", "dashboards"},
     {"streams"},
     {"agent", "remote", "deploy"},
     {"commands", "tui", "web", "__main__"},

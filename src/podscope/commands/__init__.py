@@ -50,6 +50,9 @@ COMMANDS = (
     Command("uninstall", "remove the agents from a cluster", "podscope.commands.uninstall"),
     Command("sinks", "prepare the servers that rows go to", "podscope.commands.sinks"),
     Command(
+        "dashboards", "write dashboards for Grafana and others", "podscope.commands.dashboards"
+    ),
+    Command(
         "doctor", "what this kernel, these rights and this host allow", "podscope.commands.doctor"
     ),
     Command("version", "versions of podscope, Python and the kernel", "podscope.commands.version"),
