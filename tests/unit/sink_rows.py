@@ -27,6 +27,13 @@ def http_rows(batch: Batch | None = None) -> Rows:
     return made
 
 
+def service_rows() -> Rows:
+    """The shop's rows by Service."""
+    also = {rows.SERVICE: rows.BY_SERVICE}
+    _, made = rows.of_batches([records.cluster_batch()], resource=RESOURCE, also_by=also)
+    return made
+
+
 def request_rows(n: int = 3) -> Rows:
     """So many requests, all at the same nanosecond."""
     (made,) = rows.of_batches([records.request_batch(n)], resource=RESOURCE)

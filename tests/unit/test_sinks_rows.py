@@ -163,3 +163,33 @@ def test_cut_bytes_are_no_rows():
     for end in range(0, len(raw), 97):
         with pytest.raises(RowsError):
             rows.unpacked(raw[:end])
+
+
+def test_rows_by_service_count_each_service_of_a_pod_once_and_no_others():
+    # GIVEN two pods behind port 80 of Service web, of which one is behind all too, and a client
+    some = sink_rows.service_rows()
+
+    # WHEN
+    names = some.columns["k8s.service.name"]
+    counts = {name: int(some.columns["count"][names == name].sum()) for name in set(names)}
+
+    # THEN
+    whole = sink_rows.http_rows()
+    servers = whole.columns["side"] == "server"
+    on_80 = servers & (whole.columns["server.port"] == 80)
+    second = servers & (whole.columns["k8s.pod.name"] == "web-1-b")
+    count = whole.columns["count"]
+    assert some.kind == "service"
+    assert counts == {"web": int(count[on_80].sum()), "all": int(count[second].sum())}
+    assert some.le.shape == (len(some), 15)
+
+
+def test_there_are_no_rows_by_service_where_there_is_no_service():
+    # GIVEN
+    also = {rows.SERVICE: rows.BY_SERVICE}
+
+    # WHEN
+    made = rows.of_batches([records.shop_batch()], also_by=also)
+
+    # THEN
+    assert [one.kind for one in made] == ["http"]

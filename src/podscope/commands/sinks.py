@@ -65,8 +65,11 @@ def _is_elastic(settings: SinkSettings) -> bool:
 def _lines(settings: Any, *, dry_run: bool) -> Iterator[str]:
     from podscope import schema
     from podscope.sinks import elasticsearch
+    from podscope.sinks.rows import BY_SERVICE
+    from podscope.sinks.rows import SERVICE
 
-    kinds = {"http": schema.HTTP, "request": schema.REQUEST}
+    services = schema.told(schema.HTTP, BY_SERVICE)
+    kinds = {"http": schema.HTTP, SERVICE: services, "request": schema.REQUEST}
     if not dry_run:
         for line in elasticsearch.setup(settings, kinds):
             yield f"{settings.title}: {line}"

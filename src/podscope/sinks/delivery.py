@@ -32,6 +32,7 @@ from podscope.sinks.plugin import Sink
 from podscope.sinks.plugin import SinkSettings
 from podscope.sinks.plugin import TooLarge
 from podscope.sinks.plugin import Unavailable
+from podscope.sinks.rows import SERVICE
 from podscope.sinks.rows import Rows
 from podscope.sinks.rows import RowsError
 from podscope.sinks.rows import of_batches
@@ -231,6 +232,8 @@ class Delivery:
         keep = np.ones(len(rows), dtype=np.bool_)
         if self.settings.sides and "side" in rows.columns:
             keep &= np.isin(rows.columns["side"].astype(str), self.settings.sides)
+        if rows.kind == SERVICE and self.settings.sides:
+            keep &= "server" in self.settings.sides
         if self.settings.namespaces:
             keep &= _matches(rows, "k8s.namespace.name", self.settings.namespaces)
         return rows if keep.all() else rows.take(keep)

@@ -15,9 +15,12 @@ import msgspec
 
 from podscope import red
 from podscope.schema import Field
+from podscope.sinks.rows import SERVICE
 
 # Changes when older templates must make room.
 VERSION = 1
+# Kinds of rows that are sums, with histograms.
+SUMS = frozenset({"http", SERVICE})
 # Names of ECS, where it has one. https://www.elastic.co/docs/reference/ecs
 ECS = {
     "time": "@timestamp",
@@ -43,6 +46,7 @@ LE_NAMES = (
     "duration.le_inf",
 )
 HISTOGRAM = "duration.histogram"
+_STREAMS = {"http": "http", SERVICE: "services", "request": "requests"}
 
 
 @dataclass(frozen=True)
@@ -67,11 +71,9 @@ def names(fields: Sequence[Field]) -> dict[str, str]:
 
 def stream(kind: str, dataset: str) -> str:
     """The data stream of a kind of rows."""
-    if kind == "http":
-        return f"podscope-http-{dataset}"
-    return (
-        f"podscope-requests-{dataset}" if kind == "request" else f"podscope-events-{kind}.{dataset}"
-    )
+    if kind in _STREAMS:
+        return f"podscope-{_STREAMS[kind]}-{dataset}"
+    return f"podscope-events-{kind}.{dataset}"
 
 
 def properties(fields: Sequence[Field], kind: str, *, histograms: bool) -> dict[str, Any]:
@@ -85,7 +87,7 @@ def properties(fields: Sequence[Field], kind: str, *, histograms: bool) -> dict[
     called = names(fields)
     for one in fields:
         made[called[one.name]] = _type(one)
-    if kind == "http":
+    if kind in SUMS:
         made |= {name: {"type": "long"} for name in LE_NAMES}
         if histograms:
             made[HISTOGRAM] = {"type": "histogram"}

@@ -34,6 +34,8 @@ from podscope.sinks.plugin import Partly
 from podscope.sinks.plugin import Refused
 from podscope.sinks.plugin import SinkSettings
 from podscope.sinks.plugin import Unavailable
+from podscope.sinks.rows import BY_SERVICE
+from podscope.sinks.rows import SERVICE
 from podscope.sinks.rows import Rows
 
 NDJSON = "application/x-ndjson"
@@ -81,6 +83,7 @@ class Elasticsearch:
     """Writes documents; the same row sent once more makes no second one."""
 
     Settings: ClassVar[type[SinkSettings]] = ElasticsearchSettings
+    also_by: ClassVar[Mapping[str, Sequence[str]]] = {SERVICE: BY_SERVICE}
 
     def __init__(self, settings: ElasticsearchSettings) -> None:
         self._settings = settings
@@ -219,7 +222,7 @@ def documents(rows: Rows, *, histograms: bool) -> bytes:
     """
     common = {
         "event.dataset": f"podscope.{rows.kind}",
-        "event.kind": "metric" if rows.kind == "http" else "event",
+        "event.kind": "metric" if rows.kind in templates.SUMS else "event",
         **rows.resource,
     }
     called = templates.names(rows.fields)

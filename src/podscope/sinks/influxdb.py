@@ -22,6 +22,8 @@ from podscope.sinks.line_protocol import lines_of
 from podscope.sinks.plugin import Refused
 from podscope.sinks.plugin import SinkSettings
 from podscope.sinks.plugin import TooLarge
+from podscope.sinks.rows import BY_SERVICE
+from podscope.sinks.rows import SERVICE
 from podscope.sinks.rows import Rows
 
 _DROPPED = re.compile(r"dropped=(\d+)")
@@ -58,7 +60,7 @@ class Influxdb:
         self._settings = settings
         self._client = Client(settings, self._authorization if settings.version == 2 else None)
         self._compat = Compat(settings.compat)
-        self.also_by: Mapping[str, Sequence[str]] = self._compat.also_by
+        self.also_by: Mapping[str, Sequence[str]] = {SERVICE: BY_SERVICE, **self._compat.also_by}
         self._distinct = Distinct()
         self._last: tuple[Rows | None, bytes] = (None, b"")
 
@@ -76,7 +78,7 @@ class Influxdb:
         self._client.close()
 
     def _encoded(self, rows: Rows) -> bytes:
-        if rows.kind in self.also_by:
+        if rows.kind in self._compat.also_by:
             return self._compat.lines(rows).encode()
         lines = lines_of(rows, f"{self._settings.prefix}{rows.kind}", self._distinct)
         return (lines + self._compat.lines(rows)).encode()

@@ -34,7 +34,17 @@ _UNBOUNDED = frozenset(
     }
 )
 _KNOWN = frozenset(one.name for one in schema.HTTP if one.dimension)
-TAGS = (_KNOWN | {"host.name", "k8s.cluster.name"}) - _UNBOUNDED
+# Words of other kinds of rows, of which there are few.
+_FEW = frozenset(
+    {
+        "network.transport",
+        "podscope.dns.question.type",
+        "podscope.dns.response_code",
+        "podscope.oom.scope",
+        "podscope.tcp.event",
+    }
+)
+TAGS = (_KNOWN | _FEW | {"host.name", "k8s.cluster.name"}) - _UNBOUNDED
 _LE = [*(f"duration.le_{bound}" for bound in red.CLASSIC_BOUNDS), "duration.le_inf"]
 
 

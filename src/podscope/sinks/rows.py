@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 # By what rows of kind http are told apart, unless a sink is set otherwise. No process ids and no
 # addresses: they make series without end.
 BY = tuple(name for name in schema.PLAIN if name not in ("pid", "address"))
+# Rows of what stands behind Services, apart from those of kind http: a pod can be behind several.
+SERVICE = "service"
+BY_SERVICE = ("service", "port", "method", "route", "status", "version")
 PORTION = 5000
 _DTYPES = {"int": "<i8", "float": "<f8", "time": "<M8[ns]"}
 _ABSENT: Mapping[str, Any] = {
@@ -141,8 +144,8 @@ def of_batches(
 
     Single events come at most PORTION at once, since other threads wait while columns are read.
     Rows of kind http that are the same by ``by`` are added up over all the batches, exactly. They
-    come once more, under a name of their own, for each of ``also_by``. Rows of other sums are by
-    container (``merge.merged``).
+    come once more, under a name of their own, for each of ``also_by``; under SERVICE only those that
+    stand behind a Service. Rows of other sums are by container (``merge.merged``).
     """
     for kind in dict.fromkeys(batch.kind for batch in batches):
         of_kind = [batch for batch in batches if batch.kind == kind]
@@ -157,7 +160,11 @@ def of_batches(
                 yield replace(_joined([_plain(one) for one in some]), resource=resource or {})
             continue
         for name, names in {"http": by, **(also_by or {})}.items():
-            yield replace(_http(of_kind, names), kind=name, resource=resource or {})
+            made = replace(_http(of_kind, names), kind=name, resource=resource or {})
+            if name == SERVICE:
+                made = made.take(made.columns["k8s.service.name"] != np.array(None))
+            if name == "http" or len(made):
+                yield made
 
 
 def _portions(batches: Sequence[Batch]) -> Iterator[list[Batch]]:
