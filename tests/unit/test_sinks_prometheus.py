@@ -100,6 +100,7 @@ def test_a_delivery_is_zeros_of_new_series_and_then_totals(monkeypatch):
         settings = PrometheusSettings(
             type="prometheus",
             url=Url(f"{stub.url}/api/v1/write"),
+            version=1,
             token=Secret(variable="A_TOKEN"),
             headers=(("X-Scope-OrgID", "me"),),
         )
@@ -128,15 +129,15 @@ def test_a_delivery_sent_again_is_the_same():
     with stub_server() as stub:
         stub.answers = [(204, {}, b""), (503, {}, b"")]
         url = Url(f"{stub.url}/api/v1/write")
-        sink = Prometheus(PrometheusSettings(type="prometheus", url=url))
+        sink = Prometheus(PrometheusSettings(type="prometheus", url=url, version=1))
         some = later(0)
 
         # WHEN
         with pytest.raises(Unavailable):
             sink.send(some)
-        sink.send(some)
+        sink.send(rows.unpacked(rows.packed(some)))
 
-    # THEN
+    # THEN also from a disk
     assert stub.requests[1].body == stub.requests[2].body
     assert len(stub.requests) == 3
 

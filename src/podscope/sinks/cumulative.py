@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -103,7 +104,7 @@ class Cumulative:
 
     def add(self, rows: Rows) -> Shot:
         """Adds the rows, and gives the totals of all series that are new or of late."""
-        places = np.array(self._places(rows), dtype=np.intp)
+        places = np.array(self.places(rows), dtype=np.intp)
         columns = rows.columns
         values = (
             columns["count"],
@@ -138,7 +139,8 @@ class Cumulative:
             start_ns=self._start_ns[places],
         )
 
-    def _places(self, rows: Rows) -> list[int]:
+    def places(self, rows: Rows) -> list[int]:
+        """The series of each row; new ones get a place."""
         told = [one for one in rows.fields if one.label]
         columns = [rows.columns[one.name].tolist() for one in told]
         names = [one.name for one in told]
@@ -190,6 +192,56 @@ class Cumulative:
             self._free.append(place)
             for name in ("_values", "_le", "_buckets", "_start_ns", "_seen_ns", "_told"):
                 getattr(self, name)[place] = 0
+
+
+class Telling:
+    """What is still to be told of some rows: the totals with them, in pieces.
+
+    Rows that are sent again are not added once more, and pieces that were taken do not come again.
+
+    Args:
+        totals: to which rows are added.
+        at_once: the most series of a piece.
+    """
+
+    def __init__(self, totals: Cumulative, at_once: int) -> None:
+        self._totals = totals
+        self._at_once = at_once
+        self._mark: tuple[str, int, int] | None = None
+        self._left: deque[Shot] = deque()
+
+    def __bool__(self) -> bool:
+        return bool(self._left)
+
+    def add(self, rows: Rows) -> bool:
+        """Adds the rows; False: it was done before."""
+        if rows.mark == self._mark:
+            return False
+        self._mark = rows.mark
+        self._left = deque(self._totals.add(rows).pieces(self._at_once))
+        return True
+
+    def first(self) -> Shot:
+        """The next piece."""
+        return self._left[0]
+
+    def done(self) -> None:
+        """The next piece is taken, or never will be."""
+        self._left.popleft()
+
+    def told_of(self) -> None:
+        """The series of the next piece are new no more."""
+        shot = self._left[0]
+        self._left[0] = replace(shot, fresh=np.zeros_like(shot.fresh))
+
+    def halve(self) -> bool:
+        """Makes two of the next piece, which is too large; False: it has one series."""
+        shot = self._left[0]
+        if len(shot) == 1:
+            return False
+        self._left.popleft()
+        self._left.extendleft(reversed([*shot.pieces((len(shot) + 1) // 2)]))
+        return True
 
 
 def _add_at(totals: Array, places: npt.NDArray[np.intp], values: Array) -> None:

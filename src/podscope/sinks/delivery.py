@@ -279,6 +279,12 @@ class Delivery:
         else:
             self._works(len(rows))
             self._backlog.pop()
+        self._tell_notes()
+
+    def _tell_notes(self) -> None:
+        notes: list[str] = getattr(self._sink, "notes", [])
+        while notes:
+            self._tell(f"sink {self.settings.title}: {notes.pop(0)}")
 
     def _works(self, count: int) -> None:
         self.counts.sent += count
@@ -303,7 +309,7 @@ class Delivery:
             self._fail(f"cannot write to {self.settings.queue.path}: {error.strerror}")
 
     def _partly(self, rows: Rows, error: Partly) -> None:
-        refused = sum(len(some) for some, _ in error.refused)
+        refused = sum(len(some) for some, _ in error.refused) + error.unnamed
         again = len(error.again) if error.again is not None else 0
         if error.again is None or not again:
             self._works(len(rows) - refused)
@@ -314,6 +320,9 @@ class Delivery:
             self._later(str(error), error.after)
         for some, why in error.refused:
             self._refused(some, why)
+        if error.unnamed:
+            self._drop(error.unnamed, "refused")
+            self._fail(f"{error.unnamed} of {len(rows)} rows refused: {error}")
 
     def _refused(self, rows: Rows, why: str) -> None:
         """Drops rows that the server will never take; beside a queue on disk they are kept."""

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Annotated
 from typing import ClassVar
 from typing import Literal
@@ -14,7 +13,7 @@ from podscope.settings import Secret
 from podscope.settings import Url
 from podscope.sinks import otlp_messages
 from podscope.sinks.cumulative import Cumulative
-from podscope.sinks.cumulative import Shot
+from podscope.sinks.cumulative import Telling
 from podscope.sinks.http_client import Client
 from podscope.sinks.http_client import ServerSettings
 from podscope.sinks.plugin import Refused
@@ -54,8 +53,7 @@ class Otlp:
         self._headers = {"Content-Type": PROTOBUF, **dict(settings.headers)}
         self._signals = settings.signals
         self._totals = Cumulative(buckets=True)
-        self._last: Rows | None = None
-        self._left: deque[Shot] = deque()
+        self._telling = Telling(self._totals, SERIES_AT_ONCE)
         self.only_kinds = ("http",) if "logs" not in settings.signals else ()
 
     def send(self, rows: Rows) -> None:
@@ -66,17 +64,14 @@ class Otlp:
             self._metrics(rows)
 
     def _metrics(self, rows: Rows) -> None:
-        if self._last is not rows:
-            # Sent again, they are not added once more, and what was taken is not sent once more.
-            self._last = rows
-            self._left = deque(self._totals.add(rows).pieces(SERIES_AT_ONCE))
+        self._telling.add(rows)
         labels, sides = self._totals.labels, self._totals.sides
-        while self._left:
+        while self._telling:
+            shot = self._telling.first()
             self._post(
-                "metrics",
-                otlp_messages.metrics(self._left[0], labels, sides, rows.resource, rows.time_ns),
+                "metrics", otlp_messages.metrics(shot, labels, sides, rows.resource, rows.time_ns)
             )
-            self._left.popleft()
+            self._telling.done()
 
     def _post(self, signal: str, body: bytes) -> None:
         answer = self._client.send("POST", f"/v1/{signal}", body, headers=self._headers)

@@ -99,9 +99,10 @@ class Sink(Protocol):
     It is made with its settings; that raises PodscopeError if it cannot work with them. A server
     that does not answer is no reason: rows wait for it.
 
-    Three attributes are looked for and may be missing: ``most_rows``, the most rows that it gets at
-    once; ``only_kinds``, if it takes no others; and ``also_by``, further groups of kind http
-    (dimensions by the name of their kind).
+    Four attributes are looked for and may be missing: ``most_rows``, the most rows that it gets at
+    once; ``only_kinds``, if it takes no others; ``also_by``, further groups of kind http
+    (dimensions by the name of their kind); and ``notes``, a list of lines that people are to be
+    told, which is emptied when they are.
     """
 
     Settings: ClassVar[type[SinkSettings]]
@@ -151,7 +152,8 @@ class Partly(NotTaken):
     Args:
         again: those that it may take later; None: there are none.
         refused: those that it will never take, with the reason.
-        why: one line; of the rows to be sent again.
+        unnamed: how many more it will never take, of which it does not say which they are.
+        why: one line; of the rows to be sent again, or else of those.
         after: the server asks to wait so many seconds.
     """
 
@@ -160,12 +162,14 @@ class Partly(NotTaken):
         again: Rows | None,
         refused: tuple[tuple[Rows, str], ...] = (),
         *,
+        unnamed: int = 0,
         why: str = "",
         after: float = 0.0,
     ) -> None:
         super().__init__(why)
         self.again = again
         self.refused = refused
+        self.unnamed = unnamed
         self.after = after
 
 

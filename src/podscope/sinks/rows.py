@@ -89,6 +89,12 @@ class Rows:
         return len(next(iter(self.columns.values()), ()))
 
     @property
+    def mark(self) -> tuple[str, int, int]:
+        """The same for the same rows, also if they come from a disk; not for a part of them."""
+        first = 0 if self.numbers is None or not len(self) else int(self.numbers[0])
+        return self.id, first, len(self)
+
+    @property
     def row_ids(self) -> list[str]:
         """An id of each row: no other row has it, and the same one sent once more does."""
         numbers = range(len(self)) if self.numbers is None else self.numbers.tolist()
@@ -144,8 +150,8 @@ def of_batches(
 
     Single events come at most PORTION at once, since other threads wait while columns are read.
     Rows of kind http that are the same by ``by`` are added up over all the batches, exactly. They
-    come once more, under a name of their own, for each of ``also_by``; under SERVICE only those that
-    stand behind a Service. Rows of other sums are by container (``merge.merged``).
+    come once more, under a name of their own, for each of ``also_by``; under SERVICE only those
+    that stand behind a Service. Rows of other sums are by container (``merge.merged``).
     """
     for kind in dict.fromkeys(batch.kind for batch in batches):
         of_kind = [batch for batch in batches if batch.kind == kind]
