@@ -130,7 +130,7 @@ class Follower:
 
     What a change is, is asked of the file's contents, so that a file that is written in place,
     renamed over, or behind a symbolic link that now leads elsewhere (as kubelet does with a
-    ConfigMap) are all the same.
+    ConfigMap) are all the same. A change is taken up when two looks have seen it.
 
     Args:
         file: path of the file; empty: nothing is followed.
@@ -174,11 +174,14 @@ class Follower:
             self._thread.join()
 
     def _run(self) -> None:
+        before = self._mark
         while not self._stopped.wait(self._seconds):
             mark = _mark(self._file)
-            if mark != self._mark:
+            # Seen twice: what is being written in place is empty, or half there, for a moment.
+            if mark != self._mark and mark == before:
                 self._mark = mark
                 self._changed()
+            before = mark
 
     def _changed(self) -> None:
         try:

@@ -200,6 +200,27 @@ def test_a_safe_change_is_taken_up_and_told(file):
     assert [one.interval for one in running.taken] == [5]
 
 
+def test_a_file_that_is_being_written_is_left_alone(file, monkeypatch):
+    # GIVEN a look that finds what an editor has truncated and not yet written
+    running = Running(file)
+    whole = file.read_bytes()
+    changed = whole.replace(b"2s", b"5s")
+    looks = iter([whole, b"", changed[:-4]])
+
+    def look(_: str) -> bytes:
+        found = next(looks, changed)
+        file.write_bytes(found)
+        return found
+
+    # WHEN
+    monkeypatch.setattr(config, "_mark", look)
+    with running.follow():
+        # THEN only the whole is taken
+        assert running.next() == f"{file}: taken up: interval"
+    assert [one.interval for one in running.taken] == [5]
+    assert running.told.empty()
+
+
 def test_a_change_that_needs_a_restart_is_told_once_and_not_taken(file):
     # GIVEN
     running = Running(file)
