@@ -18,7 +18,8 @@ SCHEMAS = {
 # A room imports only from itself and the rooms of the lines before it.
 ROOMS = (
     {"errors", "stopping"},
-    {"batch", *SCHEMAS, "red", "filters", "render", "wire", "merge"},
+    {"batch", *SCHEMAS, "red", "filters", "render", "wire"},
+    {"merge"},
     {"settings"},
     {"kernel"},
     {"sources"},
