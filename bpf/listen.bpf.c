@@ -6,8 +6,11 @@
  * iterator over the notes reads all of them at once, whatever their network namespace.
  * The kernel's own counter of the socket says what was dropped (tcp_listendrop()).
  */
+#include <linux/ptrace.h>
+#include <bpf/bpf_tracing.h>
+#include "common/atomics.h"
 #include "common/owner.h"
-#include "common/sock.h"
+#include "common/packet.h"
 #include "listen/listen.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
@@ -16,8 +19,11 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 const struct listen_row *row_type __attribute__((unused));
 const struct process *process_type __attribute__((unused));
 const enum listen_was was_type __attribute__((unused));
+const struct listen_drop *drop_type __attribute__((unused));
 
 #define SOCK_STREAM 1
+
+const volatile bool with_drops = false; /* each drop is told, too */
 
 /* What is noted with a listener. */
 struct listener {
@@ -71,8 +77,28 @@ struct {
 	__uint(max_entries, 1 << 18);
 } closed SEC(".maps");
 
-u64 ring_full; /* last rows that found no room */
-u64 no_memory; /* listeners without a note */
+/* Listeners by their address, for programs that notes in sockets are out of reach for. */
+struct known {
+	u32 pid;
+	u32 owner;
+	u32 told; /* drops that were told one by one, or are of before the start */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16384);
+	__type(key, u64);
+	__type(value, struct known);
+} known SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 20);
+} drops SEC(".maps");
+
+u64 ring_full;       /* last rows that found no room */
+u64 drops_ring_full; /* drops that found no room */
+u64 no_memory;       /* listeners without a note */
 
 struct bpf_iter_meta {
 	struct seq_file *seq;
@@ -98,6 +124,17 @@ static __always_inline u32 accept_queue(const struct sock *sk)
 static __always_inline u32 syn_queue(const struct sock *sk)
 {
 	return BPF_CORE_READ((struct inet_connection_sock *)sk, icsk_accept_queue.qlen.counter);
+}
+
+/* From now on each drop of a listener is told. */
+static __always_inline void know(u64 key, struct listener *listener, u32 drops, u64 how)
+{
+	struct known value = { .pid = listener->pid, .owner = listener->owner, .told = drops };
+
+	if (!with_drops || (how == BPF_NOEXIST && bpf_map_lookup_elem(&known, &key)))
+		return;
+	if (bpf_map_update_elem(&known, &key, &value, how))
+		__sync_fetch_and_add(&no_memory, 1);
 }
 
 static __always_inline void fill(struct listen_row *row, const struct sock *sk,
@@ -127,6 +164,7 @@ static __always_inline void fill(struct listen_row *row, const struct sock *sk,
 	}
 	row->limit = BPF_CORE_READ(sk, sk_max_ack_backlog);
 	row->drops = drops - listener->drops;
+	know(key, listener, drops, BPF_NOEXIST);
 	row->port = sock_head_get(&head, u16, skc_num);
 	row->was = listener->was;
 	sock_head_local(&head, row->address);
@@ -179,7 +217,7 @@ int listen_subflow_rows(struct bpf_iter__bpf_map_elem *ctx)
 	    BPF_CORE_READ(sk, sk_protocol) != IPPROTO_TCP ||
 	    BPF_CORE_READ(sk, __sk_common.skc_num) != subflow->port ||
 	    netns_of(sk) != subflow->netns) {
-		subflow->listener.pid = 0; /* it is gone */
+		subflow->listener.pid = 0; /* it is gone; what took its place is known by itself */
 		return 0;
 	}
 	fill(&row, sk, &subflow->listener);
@@ -207,6 +245,7 @@ static __always_inline void begins(struct bpf_sock_ops *ops, struct bpf_sock *sk
 	listener->pid = note->pid;
 	listener->owner = note->owner;
 	listener->drops = BPF_CORE_READ((struct sock *)tcp, sk_drops.counter);
+	know(note->listener, listener, listener->drops, BPF_ANY);
 	bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
 }
 
@@ -243,17 +282,20 @@ static __always_inline void ends(struct bpf_sock *sk)
 	struct listener *listener = bpf_sk_storage_get(&listeners, sk, 0, 0);
 	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
 	struct listen_row *row;
+	u64 key = (u64)tcp;
 
 	if (!listener || !tcp)
 		return;
 	row = bpf_ringbuf_reserve(&closed, sizeof(*row), 0);
 	if (!row) {
 		__sync_fetch_and_add(&ring_full, 1);
-		return;
+	} else {
+		fill(row, (struct sock *)tcp, listener);
+		row->closed = 1;
+		bpf_ringbuf_submit(row, BPF_RB_NO_WAKEUP);
 	}
-	fill(row, (struct sock *)tcp, listener);
-	row->closed = 1;
-	bpf_ringbuf_submit(row, BPF_RB_NO_WAKEUP);
+	if (with_drops)
+		bpf_map_delete_elem(&known, &key);
 }
 
 SEC("sockops")
@@ -276,6 +318,174 @@ int listen_socket(struct bpf_sock_ops *ops)
 		break;
 	}
 	return 1;
+}
+
+/* Those drops of a listener that nobody has told: each is taken once. */
+static __always_inline u32 take_drops(struct known *listener, const struct sock *sk)
+{
+	u32 drops = BPF_CORE_READ(sk, sk_drops.counter), told = *(volatile u32 *)&listener->told;
+
+#ifdef PODSCOPE_NO_ATOMICS
+	/* two at once may tell one twice: then the next one is not told, the sum stays right */
+	if ((s32)(drops - told) <= 0)
+		return 0;
+	__sync_fetch_and_add(&listener->told, drops - told);
+	return drops - told;
+#else
+	for (int i = 0; i < 8 && (s32)(drops - told) > 0; i++) {
+		u32 before = __sync_val_compare_and_swap(&listener->told, told, drops);
+
+		if (before == told)
+			return drops - told;
+		told = before;
+	}
+	return 0;
+#endif
+}
+
+/* As tcp_conn_request() and tcp_v4_syn_recv_sock() decide; full is > (sk_acceptq_is_full()). */
+static __always_inline u8 reason_of(const struct listen_drop *drop, const struct sock *sk)
+{
+	const struct net *net = BPF_CORE_READ(sk, __sk_common.skc_net.net);
+	u32 most;
+
+	if (drop->accept_queue > drop->limit)
+		return LISTEN_DROP_ACCEPT_QUEUE;
+	if (BPF_CORE_READ(net, ipv4.sysctl_tcp_syncookies))
+		return LISTEN_DROP_OTHER;
+	/* the last quarter is for who is known already */
+	most = BPF_CORE_READ(net, ipv4.sysctl_max_syn_backlog);
+	if (drop->syn_queue >= drop->limit || drop->syn_queue + (most >> 2) > most)
+		return LISTEN_DROP_SYN_QUEUE;
+	return LISTEN_DROP_OTHER;
+}
+
+/* A function of the kernel that may drop a handshake has ended. */
+static __always_inline int handshake(const struct sock *sk, const struct sk_buff *skb)
+{
+	struct packet_ends ends = {};
+	struct listen_drop drop = {};
+	struct sock_head head;
+	struct known *listener;
+	u64 key = (u64)sk;
+
+	listener = bpf_map_lookup_elem(&known, &key);
+	if (!listener)
+		return 0;
+	drop.drops = take_drops(listener, sk);
+	if (!drop.drops)
+		return 0;
+	sock_head_read(&head, sk);
+	drop.time_ns = bpf_ktime_get_ns();
+	drop.cgroup_id = sock_cgroup_id(sk);
+	drop.pid = listener->pid;
+	drop.owner = listener->owner;
+	drop.netns = netns_of(sk);
+	drop.accept_queue = accept_queue(sk);
+	drop.syn_queue = syn_queue(sk);
+	drop.limit = BPF_CORE_READ(sk, sk_max_ack_backlog);
+	drop.port = sock_head_get(&head, u16, skc_num);
+	drop.reason = reason_of(&drop, sk);
+	sock_head_local(&head, drop.address);
+	if (packet_ends_read(&ends, skb)) {
+		__builtin_memcpy(drop.peer, ends.peer, 16);
+		drop.peer_port = ends.peer_port;
+	}
+	if (bpf_ringbuf_output(&drops, &drop, sizeof(drop), BPF_RB_NO_WAKEUP))
+		__sync_fetch_and_add(&drops_ring_full, drop.drops);
+	return 0;
+}
+
+/*
+ * Where handshakes are dropped (tcp_listendrop()): a SYN in tcp_conn_request(), the ACK that
+ * completes one in tcp_v4_syn_recv_sock() and tcp_v6_syn_recv_sock(). Loaded if drops are asked
+ * for: at their exits (fexit), or where the kernel has no trampolines with kprobes.
+ */
+SEC("?fexit/tcp_conn_request")
+int BPF_PROG(drop_syn_exit, void *ops, void *more, struct sock *sk, struct sk_buff *skb)
+{
+	return handshake(sk, skb);
+}
+
+SEC("?fexit/tcp_v4_syn_recv_sock")
+int BPF_PROG(drop_ack4_exit, struct sock *sk, struct sk_buff *skb)
+{
+	return handshake(sk, skb);
+}
+
+SEC("?fexit/tcp_v6_syn_recv_sock")
+int BPF_PROG(drop_ack6_exit, struct sock *sk, struct sk_buff *skb)
+{
+	return handshake(sk, skb);
+}
+
+struct arguments {
+	u64 sk;
+	u64 skb;
+};
+
+enum { SYN, ACK4, ACK6, FUNCTIONS };
+
+/* Of the calls that a CPU is in: packets are handled without preemption, one after the other. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, FUNCTIONS);
+	__type(key, u32);
+	__type(value, struct arguments);
+} calls SEC(".maps");
+
+static __always_inline int entered(u32 function, u64 sk, u64 skb)
+{
+	struct arguments *call = bpf_map_lookup_elem(&calls, &function);
+
+	if (call) {
+		call->sk = sk;
+		call->skb = skb;
+	}
+	return 0;
+}
+
+static __always_inline int returned(u32 function)
+{
+	struct arguments *call = bpf_map_lookup_elem(&calls, &function);
+
+	return call && call->sk ? handshake((void *)call->sk, (void *)call->skb) : 0;
+}
+
+SEC("?kprobe/tcp_conn_request")
+int BPF_KPROBE(drop_syn_entry, void *ops, void *more, u64 sk, u64 skb)
+{
+	return entered(SYN, sk, skb);
+}
+
+SEC("?kretprobe/tcp_conn_request")
+int BPF_KRETPROBE(drop_syn_return)
+{
+	return returned(SYN);
+}
+
+SEC("?kprobe/tcp_v4_syn_recv_sock")
+int BPF_KPROBE(drop_ack4_entry, u64 sk, u64 skb)
+{
+	return entered(ACK4, sk, skb);
+}
+
+SEC("?kretprobe/tcp_v4_syn_recv_sock")
+int BPF_KRETPROBE(drop_ack4_return)
+{
+	return returned(ACK4);
+}
+
+SEC("?kprobe/tcp_v6_syn_recv_sock")
+int BPF_KPROBE(drop_ack6_entry, u64 sk, u64 skb)
+{
+	return entered(ACK6, sk, skb);
+}
+
+SEC("?kretprobe/tcp_v6_syn_recv_sock")
+int BPF_KRETPROBE(drop_ack6_return)
+{
+	return returned(ACK6);
 }
 
 #ifndef PODSCOPE_NO_LOOP

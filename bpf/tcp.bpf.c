@@ -8,7 +8,7 @@
 #include "common/atomics.h"
 #include "common/chunks.h"
 #include "common/owner.h"
-#include "common/sock.h"
+#include "common/packet.h"
 #include "tcp/tcp.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
@@ -21,9 +21,6 @@ const enum tcp_what what_type __attribute__((unused));
 
 #define SOCK_DONE   1 /* enum sock_flags: the peer's FIN has come (tcp_fin()) */
 #define SOCK_STREAM 1
-#define ETH_P_IP    0x0800
-#define ETH_P_IPV6  0x86dd
-#define NO_HEADER   0xffff
 
 const volatile u32 wanted = 0;             /* bits of enum tcp_what */
 const volatile u64 window_ns = 1000000000; /* between two samples of a connection */
@@ -105,15 +102,6 @@ struct inet_sock {
 
 struct tcp_skb_cb {
 	u16 tcp_gso_segs;
-} __attribute__((preserve_access_index));
-
-struct sk_buff {
-	struct sock *sk;
-	char cb[48];
-	__be16 protocol;
-	u16 transport_header;
-	u16 network_header;
-	unsigned char *head;
 } __attribute__((preserve_access_index));
 
 static __always_inline bool is_wanted(u32 what)
@@ -548,32 +536,15 @@ int tcp_reset_received(struct bpf_raw_tracepoint_args *ctx)
 /* Addresses of a packet that has no socket, as of who would have got it. */
 static __always_inline bool read_packet(struct tcp_event *event, const struct sk_buff *skb)
 {
-	u8 *head = BPF_CORE_READ(skb, head);
-	u16 network = BPF_CORE_READ(skb, network_header);
-	u16 transport = BPF_CORE_READ(skb, transport_header);
-	u16 protocol = bpf_ntohs(BPF_CORE_READ(skb, protocol));
-	__be16 ports[2] = {};
-	__be32 address = 0;
-	u8 next = 0;
+	struct packet_ends ends = {};
 
-	if (!transport || transport == NO_HEADER || transport <= network)
+	if (!packet_ends_read(&ends, skb))
 		return false;
-	bpf_probe_read_kernel(&next, 1, head + network + (protocol == ETH_P_IP ? 9 : 6));
-	if ((protocol != ETH_P_IP && protocol != ETH_P_IPV6) || next != IPPROTO_TCP)
-		return false;
-	if (protocol == ETH_P_IP) {
-		bpf_probe_read_kernel(&address, 4, head + network + 12);
-		mapped_ip4(event->peer, address);
-		bpf_probe_read_kernel(&address, 4, head + network + 16);
-		mapped_ip4(event->local, address);
-	} else {
-		bpf_probe_read_kernel(event->peer, 16, head + network + 8);
-		bpf_probe_read_kernel(event->local, 16, head + network + 24);
-	}
-	bpf_probe_read_kernel(ports, 4, head + transport);
-	event->peer_port = bpf_ntohs(ports[0]);
-	event->local_port = bpf_ntohs(ports[1]);
-	bpf_probe_read_kernel(&event->flags, 1, head + transport + 13);
+	__builtin_memcpy(event->local, ends.local, 16);
+	__builtin_memcpy(event->peer, ends.peer, 16);
+	event->local_port = ends.local_port;
+	event->peer_port = ends.peer_port;
+	event->flags = ends.flags;
 	return true;
 }
 

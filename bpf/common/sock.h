@@ -35,8 +35,14 @@ struct ns_common {
 	unsigned int inum;
 } __attribute__((preserve_access_index));
 
+struct netns_ipv4 {
+	u8 sysctl_tcp_syncookies;
+	int sysctl_max_syn_backlog;
+} __attribute__((preserve_access_index));
+
 struct net {
 	struct ns_common ns;
+	struct netns_ipv4 ipv4;
 } __attribute__((preserve_access_index));
 
 typedef struct {

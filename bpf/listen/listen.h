@@ -27,4 +27,30 @@ enum listen_was {
 	LISTEN_SYN_HIGH = 2,
 };
 
+/* Why a handshake was dropped, as the queues tell it. */
+enum listen_reason {
+	LISTEN_DROP_OTHER = 0,
+	LISTEN_DROP_ACCEPT_QUEUE, /* it is full */
+	LISTEN_DROP_SYN_QUEUE,    /* it is full, and there are no SYN cookies */
+};
+
+/* A handshake that was dropped. */
+struct listen_drop {
+	__u64 time_ns; /* CLOCK_MONOTONIC */
+	__u64 cgroup_id;
+	__u32 pid; /* of the listener */
+	__u32 owner;
+	__u32 netns;
+	__u32 drops; /* 1; more where CPUs drop at the same time */
+	__u32 accept_queue;
+	__u32 syn_queue;
+	__u32 limit;
+	__u16 port; /* of the listener */
+	__u16 peer_port;
+	__u8 reason; /* enum listen_reason */
+	__u8 pad[3];
+	__u8 address[16]; /* of the listener */
+	__u8 peer[16];    /* who began the handshake */
+};
+
 #endif

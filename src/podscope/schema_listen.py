@@ -12,6 +12,8 @@ from podscope.schema import Field
 from podscope.schema import View
 from podscope.schema_events import END
 from podscope.schema_events import INTERVAL
+from podscope.schema_events import PEER
+from podscope.schema_events import TIME
 from podscope.schema_events import WORKLOAD
 from podscope.schema_events import address
 from podscope.schema_events import attribute
@@ -19,10 +21,13 @@ from podscope.schema_events import number
 from podscope.schema_events import process
 from podscope.schema_events import texts
 from podscope.schema_events import value
+from podscope.schema_events import word
 
 # enum listen_was: queues that have passed 80 % of the limit. And: handshakes were dropped.
 ACCEPT_QUEUE, SYN_QUEUE, DROPS = 1, 2, 4
 _WORDS = {ACCEPT_QUEUE: "accept_queue", SYN_QUEUE: "syn_queue", DROPS: "drops"}
+# enum listen_reason
+REASONS = ("other", "accept_queue", "syn_queue")
 # Overflows that cannot be told apart from other drops.
 UNKNOWN = -1
 
@@ -140,5 +145,45 @@ LISTEN: tuple[Field, ...] = (
         "1 if it was closed in the interval",
         type="int",
     ),
+    attribute("podscope.netns", "netns", number("netns"), "its network namespace", type="int"),
+)
+
+LISTEN_DROP: tuple[Field, ...] = (
+    TIME,
+    *WORKLOAD,
+    *process("the process that listens"),
+    attribute("server.address", "address", address("address"), "address; absent for all (IPv6)"),
+    attribute("server.port", "port", number("port"), "port", type="int"),
+    attribute("network.peer.address", "peer", address("peer"), "who began the handshake"),
+    attribute("network.peer.port", "peer_port", number("peer_port"), "its port", type="int"),
+    *PEER,
+    attribute(
+        "podscope.listen.drop.reason",
+        "reason",
+        word("reason", REASONS),
+        "which queue is full: accept_queue or syn_queue; other if none is",
+    ),
+    value(
+        "podscope.listen.drops",
+        "drops",
+        _QUEUE,
+        number("drops"),
+        "handshakes dropped: 1, or more where several CPUs dropped at the same time",
+    ),
+    value(
+        "podscope.listen.accept_queue",
+        "accept_queue",
+        _QUEUE,
+        number("accept_queue"),
+        "connections that wait for accept()",
+    ),
+    value(
+        "podscope.listen.syn_queue",
+        "syn_queue",
+        _QUEUE,
+        number("syn_queue"),
+        "handshakes that are not complete",
+    ),
+    value("podscope.listen.limit", "limit", _QUEUE, number("limit"), "limit of both queues"),
     attribute("podscope.netns", "netns", number("netns"), "its network namespace", type="int"),
 )

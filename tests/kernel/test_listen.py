@@ -18,8 +18,11 @@ from network_namespace import Inside
 from network_namespace import network_namespace
 
 from podscope import schema_events
+from podscope.errors import PodscopeError
 from podscope.pipeline import Feed
+from podscope.schema_listen import REASONS
 from podscope.sources import listen
+from podscope.sources.listen import ListenOptions
 from podscope.sources.listen import ListenSource
 
 FUNCTIONS = """
@@ -96,12 +99,15 @@ def inside() -> Iterator[Inside]:
 
 
 @pytest.fixture(params=["listen", "listen_v2"])
-def source(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[ListenSource]:
+def build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both builds: that for older kernels has no iterator over open files."""
     newest = listen.load_newest
     monkeypatch.setattr(listen, "load_newest", lambda _, prepare: newest(request.param, prepare))
+    return str(request.param)
+
+
+@pytest.fixture
+def source(build: str) -> Iterator[ListenSource]:
     with ListenSource() as opened:
         yield opened
 
@@ -367,3 +373,127 @@ def test_the_command_lists_every_listener_with_its_owner():
     assert told["kind"] == "listen"
     assert told["podscope.listen.limit"] == 9
     assert lines[-1]["kind"] == "summary"
+
+
+# --- single drops --------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=[listen.WAYS[0], listen.WAYS[2]], ids=["fentry", "kprobes"])
+def drops(
+    request: pytest.FixtureRequest, build: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[ListenSource]:
+    """Each way to tell single drops, with each build."""
+    monkeypatch.setattr(listen, "WAYS", [request.param])
+    try:
+        opened = ListenSource(kinds=("listen", "listen_drop"))
+    except PodscopeError as error:
+        pytest.skip(f"not told one by one here: {error}")
+    with opened:
+        yield opened
+
+
+def settled_drops(source: ListenSource, inside: Inside, port: int) -> tuple[np.ndarray, dict]:
+    """Single drops of a port, and the counters of its namespace, which stood still meanwhile."""
+    told = source.read_events()["listen_drop"]
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        before = inside.ask("counters()")
+        told = np.concatenate([told, source.read_events()["listen_drop"]])
+        if before["ListenDrops"] == inside.ask("counters()")["ListenDrops"]:
+            return told[told["port"] == port], before
+    raise AssertionError("the counters did not stand still for a moment in 30 s")
+
+
+def test_each_drop_of_a_full_accept_queue_is_told_with_its_listener(inside, drops):
+    # GIVEN a listener that does not accept
+    port = inside.ask("listen(4)")
+
+    # WHEN it is flooded by another process
+    inside.ask(f"connect({port}, 40)")
+    until(lambda: inside.ask("counters()")["ListenOverflows"] > 10, 30)
+    rows, counters = settled_drops(drops, inside, port)
+
+    # THEN
+    assert rows["drops"].sum() == counters["ListenDrops"] == counters["ListenOverflows"]
+    assert set(rows["pid"].tolist()) == {inside.pid}
+    assert set(rows["reason"].tolist()) == {REASONS.index("accept_queue")}
+    assert set(rows["accept_queue"].tolist()) == {5}
+    assert set(rows["limit"].tolist()) == {4}
+    assert set(rows["netns"].tolist()) == {Path(f"/proc/{inside.pid}/ns/net").stat().st_ino}
+    assert {bytes(row)[-4:] for row in rows["peer"]} == {bytes([127, 0, 0, 1])}
+    assert (rows["peer_port"] > 0).all()
+    assert drops.lost() == dict.fromkeys(listen.LOST, 0)
+
+
+@pytest.mark.parametrize("cookies", [0, 1])
+def test_each_drop_of_a_syn_flood_is_told_with_who_sent_it(inside, drops, cookies):
+    # GIVEN a listener, and addresses that never answer
+    inside.ask(f"setting('ipv4/tcp_syncookies', {cookies})")
+    inside.ask("nowhere()")
+    port = inside.ask("listen(16, HERE)")
+
+    # WHEN
+    inside.ask(f"flood({port}, 60)")
+    rows, counters = settled_drops(drops, inside, port)
+
+    # THEN with cookies nothing is dropped
+    assert rows["drops"].sum() == counters["ListenDrops"]
+    assert bool(len(rows)) == (not cookies)
+    assert set(rows["reason"].tolist()) <= {REASONS.index("syn_queue")}
+    assert {socket.inet_ntoa(bytes(row)[-4:]) for row in rows["peer"]} <= {"198.51.100.7"}
+    assert len(set(rows["peer_port"].tolist())) == len(rows)
+
+
+def test_single_drops_of_a_listener_from_before_the_start_are_told(inside, build):
+    # GIVEN drops from before the start
+    port = inside.ask("listen(2)")
+    inside.ask(f"connect({port}, 12)")
+    until(lambda: inside.ask("counters()")["ListenOverflows"] > 5, 30)
+    try:
+        opened = ListenSource(kinds=("listen_drop",))
+    except PodscopeError as error:
+        pytest.skip(f"not told one by one here: {error}")
+    with opened as source:
+        before = inside.ask("counters()")["ListenDrops"]
+
+        # WHEN
+        inside.ask(f"connect({port}, 12)")
+        until(lambda: inside.ask("counters()")["ListenDrops"] > before + 5, 30)
+        rows, counters = settled_drops(source, inside, port)
+
+    # THEN only what came since is told
+    assert before <= counters["ListenDrops"] - rows["drops"].sum() + 12
+    assert rows["drops"].sum() <= counters["ListenDrops"] - 5
+    assert set(rows["pid"].tolist()) == {inside.pid}
+
+
+def test_drops_that_found_no_room_are_counted(inside, build):
+    # GIVEN a ring for some tens of drops
+    try:
+        opened = ListenSource(ListenOptions(ring_bytes=os.sysconf("SC_PAGESIZE")), ("listen_drop",))
+    except PodscopeError as error:
+        pytest.skip(f"not told one by one here: {error}")
+    with opened as source:
+        inside.ask("setting('ipv4/tcp_syncookies', 0)")
+        inside.ask("nowhere()")
+        port = inside.ask("listen(8, HERE)")
+
+        # WHEN
+        inside.ask(f"flood({port}, 300)")
+        rows, counters = settled_drops(source, inside, port)
+
+        # THEN
+        lost = source.lost()["drops_ring_full"]
+        assert lost > 0
+        assert rows["drops"].sum() + lost == counters["ListenDrops"]
+
+
+def test_single_drops_are_refused_in_one_line_where_the_kernel_has_no_way(monkeypatch):
+    # GIVEN
+    monkeypatch.setattr(listen, "WAYS", [])
+
+    # WHEN / THEN
+    with pytest.raises(PodscopeError, match=r"^single drops: this kernel has no fentry and no kpr"):
+        ListenSource(kinds=("listen_drop",))
+    # AND listeners are watched all the same
+    ListenSource().close()

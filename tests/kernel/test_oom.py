@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from podscope import schema_events
 from podscope.pipeline import Feed
+from podscope.schema_events import columns
 from podscope.schema_oom import SCOPES
 from podscope.sources.oom import OomOptions
 from podscope.sources.oom import OomSource
@@ -48,7 +48,7 @@ MODEST = (
 class Memory:
     """A memory cgroup of a test's own, of whichever version the controller is."""
 
-    def __init__(self, path: Path, limit: int) -> None:
+    def __init__(self, path: Path, limit: int | str) -> None:
         self.path = path
         self.path.mkdir(parents=True)
         v1 = self.path / "memory.limit_in_bytes"
@@ -122,9 +122,8 @@ def test_a_kill_is_one_row_with_the_container_of_who_is_gone_at_once(memory, sou
     (batch,) = batches
     rows = mine(batch.rows, memory)
     assert len(rows) == 1 == memory.kills()
-    columns = schema_events.columns(batch)
     at = batch.rows["pid"].tolist().index(pid)
-    told = {name: column[at] for name, column in columns.items()}
+    told = {name: column[at] for name, column in columns(batch).items()}
     assert told["container.id"] == CONTAINER
     assert told["podscope.workload.kind"] == "container"
     assert told["process.executable.name"] == Path(os.path.realpath(sys.executable)).name
@@ -224,6 +223,89 @@ def test_a_process_that_is_killed_by_another_is_no_row(memory, source):
 
     # THEN
     assert len(mine(source.read_events()["oom"], memory)) == 0
+
+
+def test_a_container_that_is_killed_as_a_whole_is_a_row_for_each_process(memory, source):
+    # GIVEN a cgroup whose processes die together, as Kubernetes has them (memory.oom.group)
+    group = memory.path / "memory.oom.group"
+    if not group.exists():
+        pytest.skip("the memory controller is of cgroup v1: it kills one process at a time")
+    group.write_text("1")
+    command = [sys.executable, "-c", MODEST, str(memory.path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as first:
+        assert first.stdout is not None
+        first.stdout.readline()
+
+        # WHEN a second one outgrows the limit
+        second = outgrow(memory)
+        first.wait(30)
+
+    # THEN
+    rows = mine(source.read_events()["oom"], memory)
+    assert sorted(rows["pid"].tolist()) == sorted([first.pid, second])
+    assert memory.kills() == 2
+    assert [SCOPES[code] for code in rows["scope"].tolist()] == ["memcg", "memcg"]
+
+
+# --- all of the machine's memory -----------------------------------------------------------------
+
+# Kills of these tests may hit anyone: only where nobody minds (tests/kernels sets it).
+disposable = pytest.mark.skipif(
+    "PODSCOPE_TEST_DISPOSABLE" not in os.environ,
+    reason="kills for the whole machine's memory are tested in virtual machines alone",
+)
+FIRST_CHOICE = "open('/proc/self/oom_score_adj', 'w').write('1000')\n"
+HUGE_PAGES = Path("/proc/sys/vm/nr_hugepages")
+
+
+@pytest.fixture
+def little_memory() -> Iterator[None]:
+    """Most of the free memory is set aside, so that the rest is soon used up."""
+    told = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    sizes = {name: int(text.split()[0]) >> 10 for name, text in told.items()}
+    HUGE_PAGES.write_text(str((sizes["MemAvailable"] - 300) * 1024 // 2048))
+    yield
+    HUGE_PAGES.write_text("0")
+
+
+@disposable
+def test_a_kill_because_the_machine_has_no_memory_is_told_as_such(source, little_memory):
+    # GIVEN a container that may take what it wants
+    feed = Feed("oom", source, ("oom",))
+    unlimited = Memory(memory_root() / f"podscope-test-docker-{CONTAINER}.scope", "max")
+    try:
+        # WHEN
+        pid = outgrow(unlimited, FIRST_CHOICE + GREEDY)
+        (batch,) = feed.interval()
+
+        # THEN
+        rows = mine(batch.rows, unlimited)
+        assert rows["pid"].tolist() == [pid]
+        assert unlimited.kills() == 1
+        told = {n: c[batch.rows["pid"].tolist().index(pid)] for n, c in columns(batch).items()}
+        assert told["podscope.oom.scope"] == "global"
+        assert told["container.id"] == CONTAINER
+        assert told["podscope.oom.score_adj"] == 1000
+        assert told["podscope.oom.limit"] == 0  # none
+    finally:
+        unlimited.remove()
+
+
+@disposable
+def test_a_kill_that_a_person_asks_for_is_told_as_such(memory, source):
+    # GIVEN
+    command = [sys.executable, "-c", FIRST_CHOICE + MODEST, str(memory.path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+
+        # WHEN
+        Path("/proc/sysrq-trigger").write_text("f")
+        process.wait(30)
+
+    # THEN
+    (row,) = mine(source.read_events()["oom"], memory)
+    assert (row["pid"], SCOPES[row["scope"]]) == (process.pid, "sysrq")
 
 
 def test_kills_that_found_no_room_are_counted(memory):

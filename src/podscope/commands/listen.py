@@ -14,7 +14,9 @@ from podscope.commands import table
 from podscope.commands import targets
 from podscope.commands.http import add_interval
 from podscope.commands.http import interval_ns
+from podscope.errors import UsageError
 from podscope.schema_listen import LISTEN
+from podscope.schema_listen import LISTEN_DROP
 
 if TYPE_CHECKING:
     import argparse
@@ -30,6 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     targets.add_targets(parser)
     add_interval(parser)
     parser.add_argument("--once", action="store_true", help="show what is now, and end")
+    parser.add_argument(
+        "--drops", action="store_true", help="each handshake that is dropped, one line each"
+    )
     parser.add_argument("--port", metavar="PORTS", help="ports, as 80,8000-8100")
     rows.add_arguments(parser)
 
@@ -38,6 +43,9 @@ def run(args: argparse.Namespace) -> int:
     """Watch and show until a signal or the end of the time."""
     interval = interval_ns(args) / 1e9
     ports = None if args.port is None else filters.ports(args.port, "--port")
+    named = rows.workload(args)
+    if args.drops:
+        return _drops(args, interval, ports, named)
     shown = rows.Shown(LISTEN, _TABLE, lambda batch: _of_ports(batch, ports))
     view = table.View(
         kind="listen",
@@ -47,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         dispensable=("SYN HIGHEST", "OVERFLOWS", "HIGHEST", "SYN Q"),
         output=args.output,
         once=args.once,
-        named=rows.workload(args),
+        named=named,
     )
     from podscope.pipeline import Watch
 
@@ -57,6 +65,19 @@ def run(args: argparse.Namespace) -> int:
         table.show(batches, found.lost, view, sys.stdout)
 
     return rows.watched(args, ("listen",), interval, show)
+
+
+def _drops(
+    args: argparse.Namespace, interval: float, ports: filters.Ranges | None, named: str | None
+) -> int:
+    if args.once:
+        raise UsageError("--once: drops have no interval; give --duration TIME")
+    shown = {"listen_drop": rows.Shown(LISTEN_DROP, _EACH, lambda b: _of_ports(b, ports))}
+
+    def show(found: rows.Watched) -> None:
+        rows.show(found, found.lost, shown, args.output, sys.stdout, named=named)
+
+    return rows.watched(args, ("listen_drop",), interval, show)
 
 
 def _of_ports(batch: Batch, ports: filters.Ranges | None) -> Array:
@@ -99,5 +120,16 @@ _TABLE = (
     _number("SYN HIGHEST", "syn_queue.highest"),
     _number("DROPS", "drops"),
     _whole("podscope.listen.overflows"),
+    rows.Column("WORKLOAD", 20, rows.workloads),
+)
+_EACH = (
+    rows.Column("TIME", 12, rows.times),
+    rows.Column("LISTENER", 21, _addresses),
+    rows.Column("PEER", 21, rows.peers),
+    rows.Column("REASON", 12, rows.plain("podscope.listen.drop.reason")),
+    _number("DROPS", "drops"),
+    _number("ACCEPT Q", "accept_queue"),
+    _number("SYN Q", "syn_queue"),
+    _number("LIMIT", "limit"),
     rows.Column("WORKLOAD", 20, rows.workloads),
 )

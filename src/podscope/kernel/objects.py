@@ -239,13 +239,15 @@ class BpfObject:
 
     def disable(self, program: str) -> None:
         """Leaves a program out of :meth:`load`. Raises PodscopeError: no such program."""
-        self._not_loaded("disable a program")
-        self._lib.check(
-            f"{self._name}: disable {program}",
-            "bpf_program__set_autoload",
-            self._program(program),
-            False,
-        )
+        self._choose(program, load=False)
+
+    def enable(self, program: str) -> None:
+        """Has :meth:`load` take a program that it leaves out by default (``SEC("?...")``).
+
+        Raises:
+            PodscopeError: no such program.
+        """
+        self._choose(program, load=True)
 
     def load(self) -> Self:
         """Makes the maps and loads the programs; returns the object.
@@ -403,6 +405,15 @@ class BpfObject:
     def _not_loaded(self, what: str) -> None:
         if self._loaded:
             raise PodscopeError(f"{self._name}: too late to {what}: loaded already")
+
+    def _choose(self, program: str, *, load: bool) -> None:
+        self._not_loaded("choose programs")
+        self._lib.check(
+            f"{self._name}: {'enable' if load else 'disable'} {program}",
+            "bpf_program__set_autoload",
+            self._program(program),
+            load,
+        )
 
     def _program(self, name: str) -> int:
         return self._find("program", "bpf_object__find_program_by_name", name)

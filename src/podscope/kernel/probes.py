@@ -15,6 +15,7 @@ import socket
 import struct
 from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Sequence
 from contextlib import ExitStack
 from contextlib import contextmanager
 from contextlib import suppress
@@ -367,6 +368,35 @@ def _listeners() -> str:
     return _loaded("listen", f"{known}by one walk", f"{known}process by process")
 
 
+def _drops() -> str:
+    """Attached for a moment: that a program loads says nothing of kprobes."""
+    _listeners()  # rights that all of it needs are not what is missing
+    with suppress(LoadError, BpfError):
+        _attached("listen", ("drop_syn_exit",))
+        return "at the exits of the functions that drop them (fentry)"
+    with suppress(LoadError, BpfError):
+        _attached("listen", ("drop_syn_return", "drop_syn_entry"))
+        return "with kprobes at the functions that drop them"
+    raise PodscopeError("no fentry and no kprobes at tcp_conn_request(), or they are denied")
+
+
+def _attached(name: str, programs: Sequence[str]) -> None:
+    """Tries some programs of the newest build that loads, by name. Raises LoadError or BpfError."""
+    for build in (name, f"{name}_v2"):
+        with BpfObject.open(build) as program:
+            for one in programs:
+                program.enable(one)
+            try:
+                program.load()
+            except LoadError:
+                if build == name:
+                    continue
+                raise
+            for one in programs:
+                program.attach(one)
+            return
+
+
 def _connections() -> str:
     return _loaded(
         "tcp",
@@ -432,6 +462,13 @@ _TRIALS: tuple[tuple[str, Callable[[], str], bool, str], ...] = (
     ),
     ("OOM kills", _oom, False, _WITHOUT.format("events oom")),
     ("listeners", _listeners, False, _WITHOUT.format("listen")),
+    (
+        "single drops of handshakes",
+        _drops,
+        False,
+        "run a kernel with CONFIG_FUNCTION_TRACER=y or CONFIG_KPROBES=y that allows them; all but "
+        "podscope listen --drops works without it",
+    ),
     ("DNS lookups", _lookups, False, _WITHOUT.format("dns")),
     ("TCP connections", _connections, False, _WITHOUT.format("tcp")),
 )

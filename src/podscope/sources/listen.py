@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Listeners: how full their two queues are, and what was dropped."""
+"""Listeners: how full their two queues are, what was dropped, and each drop by itself."""
 
 from __future__ import annotations
 
@@ -17,23 +17,36 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
+from podscope.errors import PodscopeError
+from podscope.kernel.libbpf import BpfError
 from podscope.kernel.maps import HashMap
+from podscope.kernel.objects import BpfObject
+from podscope.kernel.objects import LoadError
 from podscope.kernel.probes import find_cgroup2
 from podscope.kernel.rings import Ring
 from podscope.schema import Field
 from podscope.schema_listen import DROPS
 from podscope.schema_listen import LISTEN
+from podscope.schema_listen import LISTEN_DROP
 from podscope.schema_listen import UNKNOWN
 from podscope.schema_listen import high
 from podscope.sources.loading import cgroup_directory
 from podscope.sources.loading import executable_of
 from podscope.sources.loading import load_newest
 from podscope.sources.open_sockets import note_open_sockets
+from podscope.sources.peer_classes import peer_classes
 from podscope.sources.source import Rows
 
 # Reasons of losses.
-LOST = ("ring_full", "no_memory")
+LOST = ("ring_full", "drops_ring_full", "no_memory")
 _RING_BYTES = 1 << 18
+# Ways to tell each drop, the better one first, and each without IPv6 where the kernel has none.
+_PLACES = ("syn", "ack4", "ack6")
+WAYS = tuple(
+    tuple(f"drop_{place}_{end}" for place in places for end in ends)
+    for ends in (("exit",), ("return", "entry"))
+    for places in (_PLACES, _PLACES[:2])
+)
 
 
 @dataclass(frozen=True)
@@ -41,34 +54,51 @@ class ListenOptions:
     """What is watched.
 
     Attributes:
+        ring_bytes: size of the ring of single drops, a power of two.
         cgroup: path of the cgroup v2 whose listeners are watched from their beginning; None: the
             root, so all of the host.
     """
 
+    ring_bytes: int = 1 << 20
     cgroup: str | None = None
 
 
 class ListenSource:
     """The programs, attached. Close it, or use it in a ``with``.
 
+    Args:
+        options: what is watched.
+        kinds: ``listen`` (listeners), ``listen_drop`` (each drop), or both.
+
     Raises:
         PodscopeError: no cgroup v2, no rights, or a kernel that cannot run the programs.
     """
 
     options: ClassVar[type] = ListenOptions
-    fields: ClassVar[Mapping[str, tuple[Field, ...]]] = {"listen": LISTEN}
-    events: ClassVar[frozenset[str]] = frozenset()
+    fields: ClassVar[Mapping[str, tuple[Field, ...]]] = {
+        "listen": LISTEN,
+        "listen_drop": LISTEN_DROP,
+    }
+    events: ClassVar[frozenset[str]] = frozenset({"listen_drop"})
 
-    def __init__(self, options: ListenOptions | None = None, _: Collection[str] = ()) -> None:
-        chosen = options or ListenOptions()
-        cgroup = chosen.cgroup or find_cgroup2()
+    def __init__(
+        self, options: ListenOptions | None = None, kinds: Collection[str] = ("listen",)
+    ) -> None:
+        self._options = options or ListenOptions()
+        cgroup = self._options.cgroup or find_cgroup2()
         self._overflows = Overflows()
-        self._object = load_newest("listen", lambda _: None)
+        if "listen_drop" in kinds:
+            self._object = _with_drops(self._options.ring_bytes)
+        else:
+            self._object = load_newest("listen", lambda _: None)
         try:
             self._record = self._object.dtype("listen_row")
             self._row = np.dtype([*_members(self._record), ("overflows", "i8"), ("event", "u1")])
+            self._drop = self._object.dtype("listen_drop")
+            self._told = np.dtype([*_members(self._drop), ("peer_class", "u1")])
             self._owners = HashMap.of(self._object.map("owners"))
             self._closed = Ring.of(self._object.map("closed"), self._record)
+            self._drops = Ring.of(self._object.map("drops"), self._drop)
             with cgroup_directory(cgroup) as directory:
                 # New listeners first, then those that are there: none is left out.
                 self._object.attach_cgroup("listen_socket", directory)
@@ -105,12 +135,18 @@ class ListenSource:
         return {"listen": rows}
 
     def read_events(self) -> Rows:
-        """Nothing here comes one by one."""
-        return {}
+        """Drops since the last call: ``struct listen_drop`` and ``peer_class``."""
+        drops = self._drops.drain()
+        rows = np.zeros(len(drops), self._told)
+        for name, _ in _members(self._drop):
+            rows[name] = drops[name]
+        rows["peer_class"] = peer_classes(rows["peer"])
+        return {"listen_drop": rows}
 
     def ring_use(self) -> float:
-        """How full the ring of closed listeners is, from 0 to 1."""
-        return self._closed.pending() / _RING_BYTES
+        """How full the fuller of the rings is, from 0 to 1."""
+        drops = self._drops.pending() / self._options.ring_bytes
+        return max(self._closed.pending() / _RING_BYTES, drops)
 
     def lost(self) -> dict[str, int]:
         """What could not be told since the start, by reason."""
@@ -125,8 +161,42 @@ class ListenSource:
         return ""
 
 
+def _with_drops(ring_bytes: int) -> BpfObject:
+    """The programs with those that tell each drop, which are attached; the others are not.
+
+    Raises:
+        LoadError: the kernel takes none of the programs.
+        PodscopeError: it has neither trampolines nor kprobes where handshakes are dropped.
+    """
+    for way in WAYS:
+        with suppress(LoadError, BpfError):
+            return _one_way(way, ring_bytes)
+    load_newest("listen", lambda _: None).close()  # whether it is for them
+    raise PodscopeError(
+        "single drops: this kernel has no fentry and no kprobes at tcp_conn_request(), or denies "
+        "them: watch listeners, whose rows count drops"
+    )
+
+
+def _one_way(programs: Sequence[str], ring_bytes: int) -> BpfObject:
+    def prepare(program: BpfObject) -> None:
+        for name in programs:
+            program.enable(name)
+        program.resize_map("drops", ring_bytes)
+        program.set_constants(with_drops=True)
+
+    loaded = load_newest("listen", prepare)
+    try:
+        for name in programs:
+            loaded.attach(name)
+    except BaseException:
+        loaded.close()
+        raise
+    return loaded
+
+
 def _members(record: np.dtype[Any]) -> list[tuple[str, Any]]:
-    return [(name, record[name]) for name in record.names or ()]
+    return [(name, record[name]) for name in record.names or () if name != "pad"]
 
 
 def _events(rows: npt.NDArray[np.void]) -> npt.NDArray[np.uint8]:
