@@ -5,6 +5,8 @@
  * of it is told by the kernel's tracepoints of TCP. Sums for each owner and peer are
  * always counted; single events are told only if asked for.
  */
+#include <linux/types.h>
+#include <bpf/bpf_tracing.h>
 #include "common/atomics.h"
 #include "common/chunks.h"
 #include "common/owner.h"
@@ -40,7 +42,9 @@ struct connection {
 	u32 pid;
 	u32 owner;
 	u32 side;
-	u32 port; /* of this end */
+	u16 port; /* of this end */
+	u8 over;  /* it has ended, and that is counted */
+	u8 pad;
 	u64 cgroup_id;
 };
 
@@ -144,19 +148,36 @@ static __always_inline void read_addresses(struct tcp_event *event, const struct
 }
 
 /* An event with all that each of them has; the connection may not be known. */
+static __always_inline void begin_with(struct tcp_event *event, const struct sock *sk,
+				       const struct connection *connection, struct sock_head *head)
+{
+	__builtin_memset(event, 0, sizeof(*event));
+	event->time_ns = bpf_ktime_get_ns();
+	event->state = sock_head_get(head, u8, skc_state);
+	event->fin = sock_head_get(head, unsigned long, skc_flags) >> SOCK_DONE & 1;
+	read_owner(event, sk, connection);
+	read_addresses(event, sk, connection, head);
+}
+
 static __always_inline void begin(struct tcp_event *event, const struct sock *sk,
 				  const struct connection *connection, u8 what)
 {
 	struct sock_head head;
 
 	sock_head_read(&head, sk);
-	__builtin_memset(event, 0, sizeof(*event));
-	event->time_ns = bpf_ktime_get_ns();
+	begin_with(event, sk, connection, &head);
 	event->what = what;
-	event->state = sock_head_get(&head, u8, skc_state);
-	event->fin = sock_head_get(&head, unsigned long, skc_flags) >> SOCK_DONE & 1;
-	read_owner(event, sk, connection);
-	read_addresses(event, sk, connection, &head);
+}
+
+/* The same of a socket that the verifier knows to be one. */
+static __always_inline void known_begin(struct tcp_event *event, const struct sock *sk,
+					const struct connection *connection, u8 what)
+{
+	struct sock_head head;
+
+	known_sock_head_read(&head, sk);
+	begin_with(event, sk, connection, &head);
+	event->what = what;
 }
 
 static __always_inline void send(struct tcp_event *event)
@@ -228,7 +249,7 @@ static __always_inline struct tcp_sums *sums_of(const struct tcp_event *event)
 	} while (0)
 
 static __always_inline void let_go(const struct sock *sk, const struct connection *connection,
-				   u64 now, u32 old)
+				   u32 old)
 {
 	struct connection last = {};
 	u64 key = (u64)sk;
@@ -236,7 +257,7 @@ static __always_inline void let_go(const struct sock *sk, const struct connectio
 	if (!connection)
 		return;
 	if (old == BPF_TCP_ESTABLISHED || old == BPF_TCP_CLOSE_WAIT || old == BPF_TCP_FIN_WAIT1) {
-		last.start_ns = now;
+		last.start_ns = bpf_ktime_get_ns();
 		last.pid = connection->pid;
 		last.owner = connection->owner;
 		last.side = connection->side;
@@ -247,15 +268,21 @@ static __always_inline void let_go(const struct sock *sk, const struct connectio
 	bpf_map_delete_elem(&connections, &key);
 }
 
+static __always_inline void set_bytes(struct tcp_event *event, u64 sent, u64 again, u64 received)
+{
+	event->sent = sent - again;
+	event->received = received;
+	/* a FIN is counted as a byte (tcp_rcv_nxt_update()) */
+	if (event->received && event->fin)
+		event->received--;
+}
+
 static __always_inline void read_bytes(struct tcp_event *event, const struct sock *sk)
 {
 	const struct tcp_sock *tcp = (void *)sk;
 
-	event->sent = BPF_CORE_READ(tcp, bytes_sent) - BPF_CORE_READ(tcp, bytes_retrans);
-	event->received = BPF_CORE_READ(tcp, bytes_received);
-	/* a FIN is counted as a byte (tcp_rcv_nxt_update()) */
-	if (event->received && event->fin)
-		event->received--;
+	set_bytes(event, BPF_CORE_READ(tcp, bytes_sent), BPF_CORE_READ(tcp, bytes_retrans),
+		  BPF_CORE_READ(tcp, bytes_received));
 }
 
 /* What is told of a connection, and not counted. */
@@ -300,7 +327,7 @@ static __always_inline void connect_ended(struct tcp_event *event, const struct 
 	if (well) {
 		count_connect(event);
 	} else {
-		event->error = BPF_CORE_READ(sk, sk_err);
+		event->error = sk->sk_err;
 		add(sums_of(event), failed, 1);
 	}
 	if (is_wanted(TCP_CONNECT) || (!well && is_wanted(TCP_FAILED)))
@@ -309,15 +336,17 @@ static __always_inline void connect_ended(struct tcp_event *event, const struct 
 	event->error = 0;
 }
 
-static __always_inline void life_ended(struct tcp_event *event, const struct sock *sk,
+static __always_inline void life_ended(struct tcp_event *event, struct sock *sk,
 				       const struct connection *connection)
 {
+	const struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
 	struct tcp_sums *sums;
 
 	event->what = TCP_LIFE;
 	if (connection && connection->opened_ns)
 		event->duration_ns = event->time_ns - connection->opened_ns;
-	read_bytes(event, sk);
+	if (tcp)
+		set_bytes(event, tcp->bytes_sent, tcp->bytes_retrans, tcp->bytes_received);
 	sums = sums_of(event);
 	add(sums, closes, 1);
 	add(sums, sent, event->sent);
@@ -328,45 +357,73 @@ static __always_inline void life_ended(struct tcp_event *event, const struct soc
 	}
 	if (!is_wanted(TCP_LIFE))
 		return;
-	event->error = BPF_CORE_READ(sk, sk_err);
+	event->error = sk->sk_err;
 	read_rest(event, sk);
 	send(event);
 }
 
+/* Counts what a change of state says of a connection: that it is made, has failed, or has ended. */
+static __always_inline void changed(struct tcp_event *event, struct sock *sk,
+				    struct connection *connection, u32 old, u32 new)
+{
+	if (old == BPF_TCP_SYN_SENT && new == BPF_TCP_ESTABLISHED)
+		connect_ended(event, sk, connection, true);
+	if (new != BPF_TCP_CLOSE)
+		return;
+	if (old == BPF_TCP_SYN_SENT)
+		connect_ended(event, sk, connection, false);
+	else if (old != BPF_TCP_LISTEN && (old != BPF_TCP_SYN_RECV || connection))
+		life_ended(event, sk, connection);
+	if (connection)
+		connection->over = 1;
+}
+
+static __always_inline bool counts(u32 old, u32 new)
+{
+	return new == BPF_TCP_CLOSE || (old == BPF_TCP_SYN_SENT && new == BPF_TCP_ESTABLISHED);
+}
+
+static __always_inline bool is_counted(const struct connection *connection, u32 new)
+{
+	if (!connection)
+		return false;
+	return connection->over || (new == BPF_TCP_ESTABLISHED && connection->opened_ns);
+}
+
 /*
  * TP_PROTO(const struct sock *sk, const int oldstate, const int newstate), in
- * include/trace/events/sock.h.
+ * include/trace/events/sock.h. The kernel does not run it inside of itself, as where a packet
+ * comes while a process connects (Linux commit 05b24ff9b2cf, in v6.2): what is to be exact is
+ * counted by tcp_ends(), and here only if that was not called.
  */
-SEC("raw_tp/inet_sock_set_state")
-int tcp_state(struct bpf_raw_tracepoint_args *ctx)
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(tcp_state, struct sock *sk, int old, int new)
 {
-	const struct sock *sk = (void *)ctx->args[0];
-	u32 old = ctx->args[1], new = ctx->args[2];
 	struct connection *connection;
 	struct tcp_event event;
+	bool counted;
 
-	if (!is_wanted(TCP_STATE) && new != BPF_TCP_CLOSE && old != BPF_TCP_SYN_SENT)
+	if (!is_wanted(TCP_STATE) && !counts(old, new))
 		return 0;
 	connection = connection_of(sk);
-	if (!connection && BPF_CORE_READ(sk, sk_protocol) != IPPROTO_TCP)
+	if (!connection && sk->sk_protocol != IPPROTO_TCP)
 		return 0;
-	begin(&event, sk, connection, TCP_STATE);
-	event.old_state = old;
-	event.state = new;
+	counted = is_counted(connection, new) || !counts(old, new);
+	if (is_wanted(TCP_STATE) || !counted) {
+		known_begin(&event, sk, connection, TCP_STATE);
+		event.old_state = old;
+		event.state = new;
+	}
 	/* the process is at work itself, and noted in a moment */
-	if (!event.pid && (new == BPF_TCP_SYN_SENT || new == BPF_TCP_LISTEN))
+	if (is_wanted(TCP_STATE) && !event.pid &&
+	    (new == BPF_TCP_SYN_SENT || new == BPF_TCP_LISTEN))
 		event.pid = bpf_get_current_pid_tgid() >> 32;
 	if (is_wanted(TCP_STATE))
 		send(&event);
-	if (old == BPF_TCP_SYN_SENT && new == BPF_TCP_ESTABLISHED)
-		connect_ended(&event, sk, connection, true);
-	if (new != BPF_TCP_CLOSE)
-		return 0;
-	if (old == BPF_TCP_SYN_SENT)
-		connect_ended(&event, sk, connection, false);
-	else if (old != BPF_TCP_LISTEN && (old != BPF_TCP_SYN_RECV || connection))
-		life_ended(&event, sk, connection);
-	let_go(sk, connection, event.time_ns, old);
+	if (!counted)
+		changed(&event, sk, connection, old, new);
+	if (new == BPF_TCP_CLOSE)
+		let_go(sk, connection, old);
 	return 0;
 }
 
@@ -386,7 +443,7 @@ static __always_inline void begins(struct bpf_sock *sk, u32 side)
 	connection.pid = owner.pid;
 	connection.owner = owner.owner;
 	connection.side = side;
-	connection.cgroup_id = sock_cgroup_id((void *)tcp);
+	connection.cgroup_id = known_sock_cgroup_id((void *)tcp);
 	connection.port = sk->src_port;
 	if (bpf_map_update_elem(&connections, &key, &connection, BPF_ANY))
 		__sync_fetch_and_add(&connections_full, 1);
@@ -416,7 +473,7 @@ static __always_inline void accepted(struct bpf_sock *sk)
 	note = bpf_sk_storage_get(&notes, sk, 0, 0);
 	connection.start_ns = connection.opened_ns = bpf_ktime_get_ns();
 	connection.side = TCP_SERVER;
-	connection.cgroup_id = sock_cgroup_id((void *)tcp);
+	connection.cgroup_id = known_sock_cgroup_id((void *)tcp);
 	connection.port = sk->src_port;
 	if (note) {
 		connection.pid = note->pid;
@@ -424,7 +481,7 @@ static __always_inline void accepted(struct bpf_sock *sk)
 	}
 	if (bpf_map_update_elem(&connections, &key, &connection, BPF_ANY))
 		__sync_fetch_and_add(&connections_full, 1);
-	begin(&event, (void *)tcp, &connection, TCP_ACCEPT);
+	known_begin(&event, (void *)tcp, &connection, TCP_ACCEPT);
 	add(sums_of(&event), accepts, 1);
 	if (!is_wanted(TCP_ACCEPT))
 		return;
@@ -436,6 +493,34 @@ static __always_inline void accepted(struct bpf_sock *sk)
 	send(&event);
 }
 
+/* The state changes: called before the tracepoint, and never left out (tcp_set_state()). */
+static __always_inline void changes(struct bpf_sock *ops_sk, u32 old, u32 new)
+{
+	struct connection *connection;
+	struct tcp_event event;
+	struct tcp_sock *tcp;
+	struct sock *sk;
+
+	if (!counts(old, new))
+		return;
+	tcp = bpf_skc_to_tcp_sock(ops_sk);
+	sk = (struct sock *)tcp;
+	if (!tcp)
+		return;
+	connection = connection_of(sk);
+	if (!connection || is_counted(connection, new))
+		return;
+	known_begin(&event, sk, connection, TCP_STATE);
+	event.old_state = old;
+	event.state = new;
+	changed(&event, sk, connection, old, new);
+}
+
+static __always_inline void ask_for_changes(struct bpf_sock_ops *ops)
+{
+	bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
+}
+
 SEC("sockops")
 int tcp_ends(struct bpf_sock_ops *ops)
 {
@@ -444,13 +529,18 @@ int tcp_ends(struct bpf_sock_ops *ops)
 	if (!sk)
 		return 1;
 	switch (ops->op) {
+	case BPF_SOCK_OPS_STATE_CB:
+		changes(sk, ops->args[0], ops->args[1]);
+		break;
 	case BPF_SOCK_OPS_TCP_CONNECT_CB:
+		ask_for_changes(ops);
 		begins(sk, TCP_CLIENT);
 		break;
 	case BPF_SOCK_OPS_TCP_LISTEN_CB:
 		begins(sk, TCP_SERVER);
 		break;
 	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
+		ask_for_changes(ops);
 		accepted(sk);
 		break;
 	}

@@ -33,10 +33,14 @@ int ends(struct bpf_sock_ops *ops)
 	struct bpf_sock *sk = ops->sk;
 	__u64 key, now;
 
-	if (!with_entry || !sk)
+	if (!sk)
 		return 1;
 	if (ops->op != BPF_SOCK_OPS_TCP_CONNECT_CB &&
 	    ops->op != BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB)
+		return 1;
+	/* changes of state: a tracepoint's program is left out where it runs already */
+	bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
+	if (!with_entry)
 		return 1;
 	key = (__u64)bpf_skc_to_tcp_sock(sk);
 	now = bpf_ktime_get_ns();

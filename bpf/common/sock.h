@@ -97,6 +97,14 @@ static __always_inline u64 sock_cgroup_id(const struct sock *sk)
 	return BPF_CORE_READ(cgroup, kn, id);
 }
 
+/* The same of a socket that the verifier knows to be one: plain loads, a tenth of the time. */
+static __always_inline u64 known_sock_cgroup_id(const struct sock *sk)
+{
+	if (bpf_core_field_exists(sk->sk_cgrp_data.cgroup))
+		return sk->sk_cgrp_data.cgroup->kn->id;
+	return sock_cgroup_id(sk);
+}
+
 static __always_inline void mapped_ip4(u8 *out, __be32 address)
 {
 	__builtin_memset(out, 0, 10);
@@ -122,6 +130,26 @@ static __always_inline void sock_head_read(struct sock_head *head, const struct 
 
 /* Not in kernels without CONFIG_IPV6. */
 #define HAS_IPV6 bpf_core_field_exists(struct sock, __sk_common.skc_v6_daddr)
+
+#define sock_head_set(head, sk, type, member)                                                      \
+	(*(type *)sock_head_at(head, member) = (sk)->__sk_common.member)
+
+/* Of a socket that the verifier knows to be one: what is asked for below, by plain loads. */
+static __always_inline void known_sock_head_read(struct sock_head *head, const struct sock *sk)
+{
+	sock_head_set(head, sk, u16, skc_family);
+	sock_head_set(head, sk, u16, skc_num);
+	sock_head_set(head, sk, __be16, skc_dport);
+	sock_head_set(head, sk, u8, skc_state);
+	sock_head_set(head, sk, unsigned long, skc_flags);
+	if (sk->__sk_common.skc_family == AF_INET) {
+		sock_head_set(head, sk, __be32, skc_daddr);
+		sock_head_set(head, sk, __be32, skc_rcv_saddr);
+	} else if (HAS_IPV6) {
+		sock_head_set(head, sk, struct in6_addr, skc_v6_daddr);
+		sock_head_set(head, sk, struct in6_addr, skc_v6_rcv_saddr);
+	}
+}
 
 /* IPv6, or IPv4 mapped into it. */
 static __always_inline void sock_head_local(struct sock_head *head, u8 *out)

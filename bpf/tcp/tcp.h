@@ -68,21 +68,22 @@ struct tcp_key {
 	__u8 pad[4];
 };
 
+/* What is added to most comes first: it takes fewer cache lines. */
 struct tcp_sums {
 	__u64 connects;   /* that succeeded */
 	__u64 connect_ns; /* of those whose beginning was seen, as the histogram */
-	__u64 connect_max_ns;
-	__u64 le[HISTOGRAM_BOUNDS]; /* not cumulative */
-	__u64 failed;
 	__u64 accepts;
 	__u64 closes;
 	__u64 timed; /* those of them whose start was seen: the durations are of these */
 	__u64 duration_ns;
 	__u64 sent;
 	__u64 received;
+	__u64 failed;
 	__u64 retransmits; /* segments */
 	__u64 resets_sent;
 	__u64 resets_received;
+	__u64 le[HISTOGRAM_BOUNDS]; /* not cumulative */
+	__u64 connect_max_ns;
 };
 
 /* A series over one interval. */

@@ -391,3 +391,22 @@ except LoadError as error:
         "(EPERM): run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON\n"
     )
     assert done.stdout.count("\n") == 1
+
+
+def test_runs_that_the_kernel_has_left_out_are_counted(tmp_path):
+    # GIVEN a program that would run inside of itself
+    release = tuple(int(part) for part in os.uname().release.split(".")[:2])
+    if release < (6, 2):
+        pytest.skip("before Linux 6.2 nothing is left out: the program would never end")
+    path = compile_bpf(SOURCES / "recursion.bpf.c", tmp_path / "recursion.bpf.o")
+    with BpfObject(path) as opened:
+        opened.load()
+        opened.attach("printed")
+
+        # WHEN
+        for _ in range(3):
+            opened.test_run("print", PACKET)
+
+        # THEN
+        assert opened.missed(["printed"]) == opened.variables["ran"] >= 3
+        assert opened.missed(["print"]) == 0

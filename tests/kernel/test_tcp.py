@@ -11,6 +11,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -88,6 +89,33 @@ class Port:
         return found
 
 
+class Reader(threading.Thread):
+    """Reads all that a source tells, until it is stopped."""
+
+    def __init__(self, source: TcpSource) -> None:
+        super().__init__()
+        self._source = source
+        self._read: dict[str, list[np.ndarray]] = {"tcp": [], "tcp_event": []}
+        self._stopped = threading.Event()
+
+    def run(self) -> None:
+        while not self._stopped.wait(0.3):
+            self._take()
+
+    def _take(self) -> None:
+        for kind, rows in {**self._source.read(), **self._source.read_events()}.items():
+            self._read[kind].append(rows)
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self.join()
+        self._take()
+
+    def rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """The sums, and the events."""
+        return np.concatenate(self._read["tcp"]), np.concatenate(self._read["tcp_event"])
+
+
 def receive(end: socket.socket, count: int) -> None:
     while count:
         count -= len(end.recv(min(count, 1 << 16)))
@@ -95,7 +123,7 @@ def receive(end: socket.socket, count: int) -> None:
 
 def exchange(listener: socket.socket, request: int, answer: int) -> float:
     """One connection, closed by the client first; how long it lived as the client measured."""
-    with socket.create_connection(listener.getsockname()) as client:
+    with socket.create_connection(listener.getsockname()[:2]) as client:
         begun = time.monotonic()
         server, _ = listener.accept()
         with server:
@@ -125,6 +153,21 @@ def test_bytes_are_what_the_ends_have_sent_and_received(source, request_bytes, a
         assert (server["sent"], server["received"]) == (answer_bytes, request_bytes)
         assert client["pid"] == server["pid"] == os.getpid()
         assert client["local_port"] == server["peer_port"] != 0
+
+
+def test_connections_of_ipv6_are_told(source):
+    # GIVEN
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as listener:
+        told = Port(source, listener.getsockname()[1])
+
+        # WHEN
+        exchange(listener, 7, 9)
+        rows = told.wait("life", 2)
+
+        # THEN
+        loopback = socket.inet_pton(socket.AF_INET6, "::1")
+        assert {bytes(row[end]) for row in rows for end in ("local", "peer")} == {loopback}
+        assert sorted((int(row["sent"]), int(row["received"])) for row in rows) == [(7, 9), (9, 7)]
 
 
 def test_duration_is_what_the_client_measured(source):
@@ -306,6 +349,8 @@ def test_retransmits_are_the_kernels_own(own_cgroup, source, tmp_path):
         assert counted > 0, f"nothing was lost in {time.monotonic() - before:.1f} s"
         assert sum(int(row["retransmits"]) for row in told.of("retransmit")) == counted
         assert sum(int(row["retransmits"]) for row in told.of("life")) == counted
+        sums = source.read()["tcp"]
+        assert sums["retransmits"][sums["port"] == port].sum() == counted
         (server,) = told.of("life", "server")
         assert server["sent"] == 3_000_000
 
@@ -337,6 +382,78 @@ def test_sums_are_exact_where_events_are_lost():
         assert client["received"].sum() == server["sent"].sum() == 50 * count
         assert client["timed"].sum() == count
         assert source.lost()["ring_full"] + len(events) >= 4 * count
+
+
+STORM = """
+def client(port, result, seconds, most):
+    made, until = 0, time.monotonic() + seconds
+    while made < most and time.monotonic() < until:
+        end = socket.socket()
+        end.connect(("127.0.0.1", port))
+        end.send(b"x" * 100)
+        end.close()
+        made += 1
+    end = socket.create_connection(("127.0.0.1", port))  # with no bytes: the last one
+    end.close()
+    os.write(result, struct.pack("!I", made + 1))
+
+def server(listener):
+    empty = False
+    while not empty:
+        end, _ = listener.accept()
+        empty = not end.recv(1000)
+        end.close()
+
+def storm(pairs, seconds, most):
+    ends, ports = [], []
+    for _ in range(pairs):
+        listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        ports.append(listener.getsockname()[1])
+        out, result = os.pipe()
+        ends.append(out)
+        for work in (lambda: client(ports[-1], result, seconds, most), lambda: server(listener)):
+            if not os.fork():
+                work()
+                os._exit(0)
+        listener.close()
+    counts = [struct.unpack("!I", os.read(out, 4))[0] for out in ends]
+    for _ in range(2 * pairs):
+        assert os.wait()[1] == 0
+    while ss("-tan", "state", "connected", "exclude", "time-wait"):
+        time.sleep(0.05)  # the last segments are on their way
+    return [ports, counts]
+"""
+
+
+def test_in_a_storm_sums_are_exact_and_events_told_or_counted():
+    # GIVEN a ring that the storm fills, and as many pairs of programs as keep all CPUs busy
+    options = TcpOptions(events=("life", "connect", "accept"), ring_bytes=1 << 16)
+    pairs = max(os.cpu_count() or 1, 2)
+    with TcpSource(options) as source, network_namespace(STORM) as inside:
+        reader = Reader(source)
+        reader.start()
+
+        # WHEN they connect as fast as the machine lets them, while sums and events are read
+        ports, counts = inside.ask(f"storm({pairs}, 3, 12_000)")
+        reader.stop()
+        rows, events = reader.rows()
+
+        # THEN
+        for port, count in zip(ports, counts, strict=True):
+            ours = rows[rows["port"] == port]
+            client, server = ours[ours["side"] == 2], ours[ours["side"] == 1]
+            assert client["connects"].sum() == server["accepts"].sum() == count
+            assert client["le"].sum() == client["buckets"].sum() == count
+            assert client["closes"].sum() == count
+            assert server["closes"].sum() == count
+            assert client["sent"].sum() == server["received"].sum() == 100 * (count - 1)
+        # AND each event is told once, or counted as lost
+        mine = np.isin(events["local_port"], ports) | np.isin(events["peer_port"], ports)
+        total = 4 * sum(counts)
+        assert mine.sum() < total  # it was a storm for this ring
+        assert mine.sum() + source.lost()["ring_full"] >= total
+        names = ["what", "side", "local_port", "peer_port", "time_ns"]
+        assert len(np.unique(events[mine][names])) == mine.sum()
 
 
 def test_histograms_of_connects_are_exact_over_reads(source):

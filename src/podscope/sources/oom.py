@@ -27,7 +27,7 @@ from podscope.schema_oom import SCOPES
 from podscope.sources.source import Rows
 
 # Reasons of losses.
-LOST = ("ring_full",)
+LOST = ("ring_full", "missed")
 # Names of victims are remembered for so many kills.
 KEPT = 4096
 PATH_BYTES = 1024
@@ -109,7 +109,8 @@ class OomSource:
 
     def lost(self) -> dict[str, int]:
         """Kills since the start that could not be told, by reason."""
-        return {reason: int(self._object.variables[reason]) for reason in LOST}
+        missed = self._object.missed(self._object.programs())
+        return {"ring_full": int(self._object.variables["ring_full"]), "missed": missed}
 
     def executable(self, owner: int) -> str:
         """Base name of a victim's executable."""

@@ -36,7 +36,7 @@ from podscope.sources.peer_classes import peer_classes
 from podscope.sources.source import Rows
 
 # Reasons of losses.
-LOST = ("ring_full", "connections_full", "table_full", "chunks_full")
+LOST = ("ring_full", "connections_full", "table_full", "chunks_full", "missed")
 EVENTS = (*WHAT[1:], FAILED)
 DEFAULT_EVENTS = ("connect", "accept", "life", "retransmit", "reset_sent", "reset_received")
 REASON_BYTES = 48
@@ -147,7 +147,8 @@ class TcpSource:
 
     def lost(self) -> dict[str, int]:
         """What could not be told since the start, by reason."""
-        return {name: int(self._object.variables[name]) for name in LOST}
+        lost = {name: int(self._object.variables[name]) for name in LOST if name != "missed"}
+        return lost | {"missed": self._object.missed(self._traced)}
 
     def executable(self, owner: int) -> str:
         """Base name of the executable of who connected or began to listen."""
@@ -186,27 +187,31 @@ class TcpSource:
         note_open_sockets(self._object, "tcp_open_sockets")
         for program in ("tcp_state", "tcp_reset_sent", "tcp_reset_received"):
             self._object.attach(program)
-        self._attach_first(_RETRANSMITS)
+        # Those whose events nothing else tells.
+        self._traced = ["tcp_reset_sent", "tcp_reset_received", self._attach_first(_RETRANSMITS)]
+        if self._wanted >> WHAT.index("state") & 1:
+            self._traced.append("tcp_state")
         if self._wanted >> WHAT.index("drop") & 1:
-            self._attach_drops()
+            self._traced.append(self._attach_drops())
         if self._wanted >> WHAT.index("window") & 1:
             self._object.attach("tcp_window")
 
-    def _attach_drops(self) -> None:
+    def _attach_drops(self) -> str:
         try:
-            self._attach_first(_DROPS)
+            return self._attach_first(_DROPS)
         except BpfError:
             raise PodscopeError(
                 "drops: this kernel tells no reasons of them: it takes Linux 5.17 or newer"
             ) from None
 
-    def _attach_first(self, programs: tuple[str, ...]) -> None:
+    def _attach_first(self, programs: tuple[str, ...]) -> str:
         """A tracepoint refuses a program that reads more arguments than it has."""
         for program in programs[:-1]:
             with suppress(BpfError):
                 self._object.attach(program)
-                return
+                return program
         self._object.attach(programs[-1])
+        return programs[-1]
 
 
 def reason(code: int) -> str:
