@@ -29,7 +29,8 @@ FUNCTIONS = """
 HERE = "198.51.100.1"  # RFC 5737: of no one
 
 def listen(backlog, address="127.0.0.1"):
-    kept.append(socket.create_server((address, 0), backlog=backlog))
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    kept.append(socket.create_server((address, 0), backlog=backlog, family=family))
     return kept[-1].getsockname()[1]
 
 def listen_mptcp(backlog):
@@ -45,7 +46,7 @@ def accept(which=0):
 def close(which=0):
     kept[which].close()
 
-def connect(port, count):
+def connect(port, count, address="127.0.0.1"):
     # another process: whose packets come is not whose listener it is
     child = os.fork()
     if child:
@@ -57,9 +58,9 @@ def connect(port, count):
         one.close()
     ends = []
     for _ in range(count):
-        end = socket.socket()
+        end = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
         end.setblocking(False)
-        end.connect_ex(("127.0.0.1", port))
+        end.connect_ex((address, port))
         ends.append(end)
     time.sleep(20)
     os._exit(0)
@@ -423,6 +424,21 @@ def test_each_drop_of_a_full_accept_queue_is_told_with_its_listener(inside, drop
     assert {bytes(row)[-4:] for row in rows["peer"]} == {bytes([127, 0, 0, 1])}
     assert (rows["peer_port"] > 0).all()
     assert drops.lost() == dict.fromkeys(listen.LOST, 0)
+
+
+def test_each_drop_over_ipv6_is_told(inside, drops):
+    # GIVEN
+    port = inside.ask("listen(4, '::1')")
+
+    # WHEN
+    inside.ask(f"connect({port}, 40, '::1')")
+    until(lambda: inside.ask("counters()")["ListenOverflows"] > 10, 30)
+    rows, counters = settled_drops(drops, inside, port)
+
+    # THEN
+    assert rows["drops"].sum() == counters["ListenDrops"]
+    loopback = socket.inet_pton(socket.AF_INET6, "::1")
+    assert {bytes(row[end]) for row in rows for end in ("address", "peer")} == {loopback}
 
 
 @pytest.mark.parametrize("cookies", [0, 1])

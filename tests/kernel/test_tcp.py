@@ -318,12 +318,16 @@ def transfer(count):
         os._exit(0)
     end, _ = listener.accept()
     end.sendall(bytes(count))
-    totals = ss("-tin", f"sport = :{listener.getsockname()[1]}", "state", "established")
+    unacked = True
+    while unacked:  # all has come to the other end
+        told = ss("-tinO", "state", "established", f"sport = :{listener.getsockname()[1]}")
+        unacked = " unacked:" in told or not told.split()[0] == told.split()[1] == "0"
     end.shutdown(socket.SHUT_WR)
     end.recv(1)
     end.close()
     os.wait()
-    return listener.getsockname()[1]
+    retransmits = [word for word in told.split() if word.startswith("retrans:")]
+    return [listener.getsockname()[1], int(retransmits[0].partition("/")[2]) if retransmits else 0]
 """
 
 
@@ -340,7 +344,7 @@ def test_retransmits_are_the_kernels_own(own_cgroup, source, tmp_path):
             os.close(cgroup)
 
         # WHEN
-        port = inside.ask("transfer(3_000_000)")
+        port, of_ss = inside.ask("transfer(3_000_000)")
         told = Port(source, port)
         told.wait("life", 2)
         counted = inside.ask("snmp()")["RetransSegs"]
@@ -353,6 +357,7 @@ def test_retransmits_are_the_kernels_own(own_cgroup, source, tmp_path):
         assert sums["retransmits"][sums["port"] == port].sum() == counted
         (server,) = told.of("life", "server")
         assert server["sent"] == 3_000_000
+        assert server["retransmits"] == of_ss
 
 
 def test_sums_are_exact_where_events_are_lost():
