@@ -20,6 +20,7 @@ from typing import NoReturn
 from typing import cast
 
 from podscope import __version__
+from podscope.commands import ALIASES
 from podscope.commands import COMMANDS
 from podscope.errors import PodscopeError
 
@@ -33,7 +34,7 @@ DESCRIPTION = "See every HTTP conversation of this machine from the kernel."
 EPILOG = "'podscope COMMAND --help' tells the flags of a command. Watching needs root."
 
 # What the extra "kubernetes" installs.
-CLUSTER_MODULES = ("httpx", "lightkube", "websockets")
+CLUSTER_MODULES = ("httpx", "jsonpatch", "lightkube", "websockets")
 
 
 class Parser(argparse.ArgumentParser):
@@ -177,6 +178,7 @@ def epilog() -> str:
 
 def find(name: str) -> Command | None:
     """The command of this name."""
+    name = ALIASES.get(name, name)
     return next((command for command in COMMANDS if command.name == name), None)
 
 

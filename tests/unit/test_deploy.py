@@ -15,8 +15,8 @@ from podscope.config import Config
 from podscope.config import Interval
 from podscope.deploy import manifests
 from podscope.deploy import states
-from podscope.deploy.installation import _permission
 from podscope.errors import UsageError
+from podscope.identity.refusals import permission
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = ROOT / "deploy" / "base"
@@ -389,7 +389,7 @@ def test_a_missing_right_is_named():
     )
 
     # WHEN
-    line = _permission(words)
+    line = permission(words)
 
     # THEN
     told = "no permission: 'patch' on 'daemonsets.apps' in namespace 'podscope' is missing"
@@ -397,4 +397,4 @@ def test_a_missing_right_is_named():
 
 
 def test_other_refusals_keep_the_words_of_the_api_server():
-    assert _permission("quota is used up") == "no permission: quota is used up"
+    assert permission("quota is used up") == "no permission: quota is used up"

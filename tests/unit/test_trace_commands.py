@@ -72,7 +72,7 @@ def test_comments_below_the_head_say_what_they_like():
         (("-e", "BEGIN {}", "-f", "x"), "-e and -f: give one of them"),
         (("-e", "BEGIN {}", "--program", "x"), "-e and --program: give one of them"),
         (("-f", "/nowhere/x.bt"), "-f /nowhere/x.bt: cannot be read: No such file or directory"),
-        (("syscalls", "other"), "one script at a time: syscalls other"),
+        (("syscalls", "opens"), "one script at a time: syscalls opens"),
         (("-e", "BEGIN {}", "--deadline", "soon"),
          "--deadline: not a duration: 'soon'; write it as 200ms, 1s or 1m30s"),
         (("-e", "BEGIN {}", "--interval", "1ms"),

@@ -16,8 +16,10 @@ from podscope.commands import run
 from podscope.errors import UsageError
 from podscope.identity.kubernetes_objects import Pod
 from podscope.trace import jobs
+from podscope.trace import kept
 
 ID = "4f" * 32
+UIDS = ("0e6d8fd0-1111-4222-8333-444444444444", "f" * 32)
 PROGRAM = 'BEGIN { printf("$(HOME) $$(x) $x %d\\n", pid); exit(); }'
 
 
@@ -55,8 +57,8 @@ def test_each_node_has_one_part_with_all_its_pods():
 
     # WHEN / THEN
     assert jobs.on_pods(pods) == (
-        jobs.Part("n1", ("pod/uid-a", "pod/uid-c"), ("shop/a", "shop/c")),
-        jobs.Part("n2", ("pod/uid-b",), ("shop/b",)),
+        jobs.Part("n1", ("pod/uid-a", "pod/uid-c"), ("a", "c")),
+        jobs.Part("n2", ("pod/uid-b",), ("b",)),
     )
 
 
@@ -96,9 +98,12 @@ def test_nodes_are_traced_whole_and_once():
     assert jobs.on_nodes(["n1", "n2", "n1"]) == (jobs.Part("n1"), jobs.Part("n2"))
 
 
-def made(**options):
-    request = jobs.Request("podscope-trace-ab12", PROGRAM, "deploy/web", "shop", **options)
-    return jobs.job(request, jobs.Part("n1.internal", ("pod/u1", "pod/u2")), 3)
+def made(owner=None, **options):
+    request = jobs.Request(
+        "podscope-trace-ab12", PROGRAM, target="deploy/web", namespace="shop", **options
+    )
+    part = jobs.Part("n1.internal", (f"pod/{UIDS[0]}", f"pod/{UIDS[1]}"), ("a", "b"))
+    return jobs.job(request, part, owner)
 
 
 def test_a_job_is_whole_and_leaves_nothing_behind():
@@ -108,12 +113,12 @@ def test_a_job_is_whole_and_leaves_nothing_behind():
     inside = spec["template"]["spec"]
 
     # THEN
-    assert (one["kind"], one["metadata"]["name"]) == ("Job", "podscope-trace-ab12-3")
+    assert (one["kind"], one["metadata"]["name"]) == ("Job", "podscope-trace-ab12-91c31af4")
     assert one["metadata"]["labels"][jobs.TRACE_LABEL] == "podscope-trace-ab12"
     assert spec["template"]["metadata"]["labels"] == one["metadata"]["labels"]
     assert spec["backoffLimit"] == 0
     assert spec["activeDeadlineSeconds"] > 70
-    assert spec["ttlSecondsAfterFinished"] == 3600
+    assert spec["ttlSecondsAfterFinished"] == 3600 + 60 + 10
     assert inside["restartPolicy"] == "Never"
     assert inside["hostPID"] is True
     assert inside["serviceAccountName"] == "tracer"
@@ -155,7 +160,7 @@ def test_the_node_runs_what_was_asked_for():
 
     # THEN
     assert told.script.text == PROGRAM
-    assert (told.form, told.target) == ("snapshots", "pod/u1 pod/u2")
+    assert (told.form, told.target) == ("snapshots", f"pod/{UIDS[0]} pod/{UIDS[1]}")
     assert (told.arguments, told.deadline, told.interval) == (("-x", "a b"), 90.0, 0.5)
     assert (told.confine, told.unsafe, told.grace) == (False, True, 30.0)
 
@@ -163,6 +168,29 @@ def test_the_node_runs_what_was_asked_for():
 @given(st.text(alphabet="$()ab ", max_size=12))
 def test_kubernetes_leaves_every_program_as_it_was_written(text):
     assert expanded(jobs._as_written(text)) == text
+
+
+def test_the_first_job_takes_the_others_with_it_and_lives_longest():
+    # GIVEN
+    first = made() | {"metadata": {"name": "first", "uid": "u"}}
+
+    # WHEN
+    second = made(first, ttl=60)
+
+    # THEN
+    assert [(o["kind"], o["uid"]) for o in second["metadata"]["ownerReferences"]] == [("Job", "u")]
+    assert second["spec"]["ttlSecondsAfterFinished"] == 60
+    assert made(ttl=60)["spec"]["ttlSecondsAfterFinished"] > 3600
+
+
+def test_a_job_of_the_same_part_has_the_same_name():
+    assert made()["metadata"]["name"] == made(deadline=7)["metadata"]["name"]
+
+
+def test_names_of_pods_and_their_keeping_apart_are_for_confined_programs():
+    assert parsed(made(by_pod=True)).names == ("a", "b")
+    assert parsed(made(by_pod=True)).by == "pod"
+    assert parsed(made(confine=False)).names == ()
 
 
 @pytest.mark.parametrize(
@@ -176,10 +204,10 @@ def test_kubernetes_leaves_every_program_as_it_was_written(text):
     ],
 )
 def test_state_of_a_job_has_the_words_of_kubectl_trace(status, expected):
-    assert jobs.state({"status": status}) == expected
+    assert kept.state({"status": status}) == expected
 
 
 def test_why_a_job_failed_is_told():
     failed = {"type": "Failed", "status": "True", "reason": "DeadlineExceeded", "message": "late"}
-    assert jobs.why_failed({"status": {"conditions": [failed]}}) == "DeadlineExceeded: late"
-    assert jobs.why_failed({}) == ""
+    assert kept.why_failed({"status": {"conditions": [failed]}}) == "DeadlineExceeded: late"
+    assert kept.why_failed({}) == ""

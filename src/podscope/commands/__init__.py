@@ -31,6 +31,9 @@ class CommandModule(Protocol):
         """Do it; returns the exit code. Raises PodscopeError."""
 
 
+# As kubectl-trace has them.
+ALIASES = {"log": "logs"}
+
 COMMANDS = (
     Command("up", "watch this machine: live table and Prometheus metrics", "podscope.commands.up"),
     Command("http", "rate, errors and duration by workload, live", "podscope.commands.http"),
@@ -39,8 +42,11 @@ COMMANDS = (
     Command("listen", "every listener: queues, limits and drops", "podscope.commands.listen"),
     Command("tcp", "connections: sums, or single events", "podscope.commands.tcp"),
     Command("dns", "DNS lookups by owner, name and response", "podscope.commands.dns"),
-    Command("run", "a bpftrace program on a host, unit or process", "podscope.commands.run"),
-    Command("get", "traces that were kept, those of many hosts as one", "podscope.commands.get"),
+    Command("run", "a bpftrace program on a host, or in a cluster", "podscope.commands.run"),
+    Command("get", "traces of a cluster or of files, each as one", "podscope.commands.get"),
+    Command("attach", "a trace of a cluster, live", "podscope.commands.attach"),
+    Command("logs", "what a trace of a cluster has printed", "podscope.commands.logs"),
+    Command("delete", "traces of a cluster", "podscope.commands.delete"),
     Command(
         "scripts", "the bpftrace programs that come with podscope", "podscope.commands.scripts"
     ),

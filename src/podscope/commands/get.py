@@ -1,29 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``podscope get``: traces that were kept in files, those of many hosts as one answer."""
+"""``podscope get``: the traces of a cluster, or the answer of one; also of those kept in files."""
 
 from __future__ import annotations
 
+import datetime
+import json
+import os
 import sys
 from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
+from typing import Any
 
+from podscope.commands import targets
 from podscope.errors import UsageError
 
 if TYPE_CHECKING:
     import argparse
 
     from podscope.trace.gather import Gathered
-    from podscope.trace.maps import MapShape
+    from podscope.trace.kept import Kept
     from podscope.trace.reports import Report
 
-HELP = "Show traces that 'podscope run -o snapshots' wrote; those of many hosts become one."
-OUTPUTS = ("table", "json", "csv")
+HELP = (
+    "List the traces of a cluster, or show one as it stands; or those that were written to files "
+    "(-o snapshots), all of them as one."
+)
+OUTPUTS = ("table", "json", "csv", "snapshots")
 BY = ("node",)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
-    parser.add_argument("files", nargs="*", metavar="FILE", help="one for each host")
+    parser.add_argument(
+        "traces", nargs="*", metavar="TRACE|FILE", help="id or name of one, or files"
+    )
+    targets.add_place(parser)
+    parser.add_argument("-A", "--all-namespaces", action="store_true", help="of all namespaces")
     parser.add_argument(
         "-o", "--output", choices=OUTPUTS, default="table", help="form (default: table)"
     )
@@ -31,42 +44,124 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Read, merge, show. The exit code is 1 where a host did not tell its end."""
+    """Read, merge, show. The exit code is 1 where a host failed, or did not tell its end."""
+    words = args.traces
+    files = [word for word in words if "/" in word or os.path.exists(word)]
+    if files:
+        gathered = _read_files(words)
+        _show(gathered, args)
+        return 0 if gathered.whole() else 1
+    if len(words) > 1:
+        raise UsageError(f"one trace at a time, or files that are there: {' '.join(words)}")
+    if args.all_namespaces and args.namespace:
+        raise UsageError("-A: all namespaces and -n exclude each other; give one of them")
+    from podscope.identity.kubernetes_client import find_server
+    from podscope.trace.following import read_logs
+    from podscope.trace.kept import RUNNING
+    from podscope.trace.kept import Traces
+
+    server = find_server(args.kubeconfig or "", args.context or "")
+    namespace = None if args.all_namespaces else args.namespace or server.namespace
+    with Traces(server) as asked:
+        if not words:
+            _list(asked.list(namespace), args.output)
+            return 0
+        kept = asked.find(words[0], namespace)
+        gathered = read_logs(asked, kept)
+    _show(gathered, args)
+    return 0 if gathered.whole() or kept.state == RUNNING else 1
+
+
+def _read_files(paths: Sequence[str]) -> Gathered:
     from podscope.trace import gather
-
-    if not args.files:
-        raise UsageError("which files? Write them with 'podscope run -o snapshots > FILE'")
-    found = [(path, _read(path)) for path in args.files]
-    gathered = gather.Gathered(gather.by_names(found))
-    if args.output == "json":
-        _show_json(gathered, by_node=args.by == "node")
-    elif args.output == "csv":
-        _show_csv(gathered, by_node=args.by == "node")
-    else:
-        _show_table(gathered, by_node=args.by == "node")
-    for note in gathered.notes():
-        print(f"podscope: {note}", file=sys.stderr)
-    return 0 if gathered.whole() else 1
-
-
-def _read(path: str) -> Report:
     from podscope.trace import reports
 
+    found: list[tuple[str, Report]] = []
+    for path in paths:
+        try:
+            with open(path, encoding="utf-8") as file:
+                found += [(path, one) for one in reports.read_all(file, path)]
+        except (OSError, UnicodeDecodeError) as error:
+            said = error.strerror if isinstance(error, OSError) else "not UTF-8"
+            raise UsageError(f"{path}: cannot be read: {said}") from None
+    return gather.Gathered(gather.by_names(found))
+
+
+def _list(found: Sequence[Kept], output: str) -> None:
+    from podscope import render
+    from podscope.trace.kept import PREFIX
+
+    if output not in ("table", "json"):
+        raise UsageError(f"-o {output}: of one trace; the list is a table or json")
+    if output == "json":
+        for kept in found:
+            print(json.dumps(_about(kept), ensure_ascii=False))
+        return
+    if not found:
+        print("No resources found.")
+        return
+    titles = ("NAMESPACE", "NAME", "TARGET", "PROGRAM", "STATUS", "NODES", "AGE")
+    rows = []
+    for kept in found:
+        told = _about(kept)
+        nodes = f"{len(told['reported'])}/{len(told['nodes'])}"
+        name = kept.name.removeprefix(PREFIX)
+        words = (kept.namespace, name, kept.target, kept.title, kept.state, nodes)
+        rows.append((*words, _age(kept.created)))
+    table = render.Table(titles, right=(False,) * len(titles), rows=rows)
+    print("\n".join(render.table_lines(table)))
+
+
+def _about(kept: Kept) -> dict[str, Any]:
+    from podscope.trace.kept import COMPLETED
+
+    failed = {one.node: one.why for one in kept.jobs if one.state == "Failed"}
+    silent = {one.node for one in kept.jobs if one.state != COMPLETED}
+    return {
+        "namespace": kept.namespace,
+        "name": kept.name,
+        "target": kept.target,
+        "program": kept.title,
+        "status": kept.state,
+        "nodes": list(kept.nodes),
+        "reported": [node for node in kept.nodes if node not in silent],
+        "failed": failed,
+        "created": kept.created,
+    }
+
+
+def _age(created: str) -> str:
+    """As kubectl has it: the largest unit that fits."""
     try:
-        with open(path, encoding="utf-8") as file:
-            return reports.read(file, path)
-    except (OSError, UnicodeDecodeError) as error:
-        said = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise UsageError(f"{path}: cannot be read: {said}") from None
+        began = datetime.datetime.fromisoformat(created.replace("Z", "+00:00"))
+    except ValueError:
+        return "<unknown>"
+    passed = int((datetime.datetime.now(datetime.UTC) - began).total_seconds())
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if passed >= 2 * size:
+            return f"{passed // size}{unit}"
+    return f"{max(passed, 0)}s"
+
+
+def _show(gathered: Gathered, args: argparse.Namespace) -> None:
+    by_node = args.by == "node"
+    if args.output == "json":
+        _show_json(gathered, by_node=by_node)
+    elif args.output == "csv":
+        _show_csv(gathered, by_node=by_node)
+    elif args.output == "snapshots":
+        _show_snapshots(gathered)
+    else:
+        _show_table(gathered, by_node=by_node)
+    for note in gathered.notes():
+        print(f"podscope: {note}", file=sys.stderr)
 
 
 def _show_json(gathered: Gathered, *, by_node: bool) -> None:
-    import json
-
     from podscope.trace import show
     from podscope.trace.session import Answer
 
-    shapes = _shapes(gathered, by_node=by_node)
+    shapes = gathered.told_shapes(by_node=by_node)
     for node, report in gathered.reports.items():
         text = show.json_answer(Answer(report.lines, {}, 0), shapes, report.about.columns)
         for line in text.splitlines():
@@ -76,6 +171,7 @@ def _show_json(gathered: Gathered, *, by_node: bool) -> None:
     summary = {
         "kind": "summary",
         "nodes": list(gathered.reports),
+        "expected": list(gathered.expected or gathered.reports),
         "whole": gathered.whole(),
         "lost": gathered.lost(),
         "notes": gathered.notes(),
@@ -88,7 +184,7 @@ def _show_csv(gathered: Gathered, *, by_node: bool) -> None:
     from podscope.trace.scripts import row
 
     reports = gathered.reports.items()
-    columns = next(iter(gathered.reports.values())).about.columns
+    columns = next((one.about.columns for one in gathered.reports.values()), ())
     if not columns:
         sys.stdout.write(show.csv_maps(gathered.maps(by_node=by_node)))
         return
@@ -108,31 +204,31 @@ def _rows(reports: Iterable[tuple[str, Report]]) -> Iterable[tuple[str, list[obj
                 yield node, line.value
 
 
-def _show_table(gathered: Gathered, *, by_node: bool) -> None:
-    from podscope import render
-    from podscope.trace import show
+def _show_snapshots(gathered: Gathered) -> None:
+    from podscope.trace import reports
 
-    shapes = _shapes(gathered, by_node=by_node)
+    for report in gathered.reports.values():
+        sys.stdout.write("".join(reports.lines_of(report)))
+
+
+def _show_table(gathered: Gathered, *, by_node: bool) -> None:
+    from dataclasses import replace
+
+    from podscope import render
+    from podscope.commands.showing import prefixed
+    from podscope.trace import show
+    from podscope.trace.decode import Text
+    from podscope.trace.decode import Value
+
+    shapes = gathered.told_shapes(by_node=by_node)
     several = len(gathered.reports) > 1
     for node, report in gathered.reports.items():
         for line in report.lines:
-            for text in show.line_text(line, shapes).splitlines():
-                print(f"{node}: {text}" if several else text)
+            one = replace(line, node=node) if isinstance(line, Text | Value) and several else line
+            sys.stdout.write(prefixed(one, shapes))
     for text in show.maps_lines(gathered.maps(by_node=by_node), shapes):
         print(text)
+    expected = gathered.expected or tuple(gathered.reports)
     ended = sum(report.ended for report in gathered.reports.values())
     lost = render.lost_text(gathered.lost()) or "nothing lost"
-    print(f"\n{ended} of {len(gathered.reports)} told their end; {lost}")
-
-
-def _shapes(gathered: Gathered, *, by_node: bool) -> dict[str, MapShape]:
-    """With the node as the first part of keys, where it is."""
-    from dataclasses import replace
-
-    maps = gathered.maps(by_node=by_node)
-    made = {}
-    for name, shape in gathered.shapes().items():
-        width = max((len(key) for key in maps[name].keys), default=0)
-        added = width == len(shape.titles) + 1
-        made[name] = replace(shape, titles=("node", *shape.titles)) if added else shape
-    return made
+    print(f"\n{ended} of {len(expected)} told their end; {lost}")

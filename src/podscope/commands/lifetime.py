@@ -27,6 +27,7 @@ class Lifetime:
         self._stop: Callable[[], object] | None = None
         self._before: list[tuple[signal.Signals, Any]] = []
         self.ended = False
+        self.hung_up = False
 
     def __enter__(self) -> Lifetime:
         # nohup ignores SIGHUP, and that is to stay.
@@ -57,5 +58,6 @@ class Lifetime:
         if self.ended and number == signal.SIGINT:
             raise KeyboardInterrupt
         again, self.ended = self.ended, True
+        self.hung_up = self.hung_up or number == signal.SIGHUP
         if self._stop is not None and not again:
             self._stop()

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``podscope run``: a bpftrace program on this host, a unit, a container or a process."""
+"""``podscope run``: a bpftrace program on this host, or on the nodes of a cluster."""
 
 from __future__ import annotations
 
 import os
-import shutil
+import re
 import sys
 import time
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,6 +17,8 @@ from typing import Any
 from typing import TextIO
 
 from podscope import filters
+from podscope.commands import showing
+from podscope.commands import targets
 from podscope.commands.lifetime import Lifetime
 from podscope.errors import PodscopeError
 from podscope.errors import UsageError
@@ -22,26 +27,23 @@ if TYPE_CHECKING:
     import argparse
     from contextlib import AbstractContextManager
 
+    from podscope.trace.host_targets import HostTarget
+    from podscope.trace.maps import MapShape
     from podscope.trace.scripts import Script
     from podscope.trace.session import Answer
+    from podscope.trace.session import Prepared
     from podscope.trace.session import Trace
 
 HELP = "Run a bpftrace program, confined to a target, and show its maps live."
-FORMS = ("table", "json", "csv", "snapshots")
+FORMS = (*showing.FORMS, "snapshots")
+BY = ("node", "pod")
+TRACERS = ("bpftrace",)
+IMAGE = "docker.io/library/podscope:dev"
 _LEAST_INTERVAL_NS = 100 * 10**6
 _SECOND_NS = 10**9
-# What each reason of a loss means, for people.
-LOSSES = {
-    "lines": "lines that found bpftrace's buffer full",
-    "events": "events that found bpftrace's buffer full",
-    "map_full": "updates of maps that were full",
-    "last_values": "bpftrace ended without them; what is shown is older",
-    "helper_errors": "requests that the kernel refused to a probe",
-    "broken_lines": "lines of bpftrace that could not be read",
-    "same_keys": "keys that bpftrace writes like another one",
-    "unsplit_keys": "keys whose parts cannot be told apart",
-    "cgroups": "cgroups of the target that could not be added",
-}
+_ON_HOST = ("unit", "container", "pid")
+# As Kubernetes makes them, and the kubelet for static pods: a pod of this host.
+_UID = re.compile(r"pod/([0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{32})")
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,14 @@ class Options:
     grace: float = 30.0
     confine: bool = True
     unsafe: bool = False
+    by: str = ""
+    names: tuple[str, ...] = ()
+    stop_port: int = 0
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """One by one."""
+        return tuple(self.target.split())
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,7 +76,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "words",
         nargs="*",
         metavar="[SCRIPT] [TARGET...]",
-        help="a shipped script, unless -e or -f is given; unit/X, container/ID, pod/UID, pid/N",
+        help="a shipped script, unless -e or -f is given; unit/X, container/ID, pod/UID, pid/N; "
+        "in a cluster node/X, pod/X, deploy/X, sts/X, ds/X, rs/X, job/X, cronjob/X, svc/X",
     )
     parser.add_argument("-e", "--eval", metavar="PROGRAM", help="the program")
     parser.add_argument(
@@ -115,32 +126,106 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="allow system() and other functions that change things",
     )
+    parser.add_argument("--by", choices=BY, help="keep maps apart by node or pod")
+    parser.add_argument(
+        "--name",
+        action="append",
+        metavar="NAME",
+        default=[],
+        help="what to call a target in the answer; once for each, in their order",
+    )
+    parser.add_argument(
+        "--stop-port",
+        metavar="PORT",
+        type=int,
+        default=0,
+        help="end as by Ctrl-C when a connection comes to this port of 127.0.0.1",
+    )
+    _add_cluster(parser)
+
+
+def _add_cluster(parser: argparse.ArgumentParser) -> None:
+    """Flags of traces in a cluster."""
+    targets.add_place(parser)
+    parser.add_argument(
+        "-A", "--all-namespaces", action="store_true", help="pods of all namespaces"
+    )
+    parser.add_argument("-l", "--selector", metavar="LABELS", help="pods with these labels")
+    parser.add_argument("--all-nodes", action="store_true", help="all nodes, each as a whole")
+    parser.add_argument("-c", "--container", metavar="NAME", default="", help="this container only")
+    parser.add_argument(
+        "--target-namespace", metavar="NAME", help="where the target is (default: that of -n)"
+    )
+    parser.add_argument("-a", "--attach", action="store_true", help="show it live (the default)")
+    parser.add_argument(
+        "-d", "--detach", action="store_true", help="only begin it; 'podscope attach' shows it"
+    )
+    parser.add_argument(
+        "--ttl", metavar="TIME", default="24h", help="how long it is kept (default: 24h)"
+    )
+    parser.add_argument(
+        "--imagename", metavar="IMAGE", default=IMAGE, help=f"what runs on nodes (default: {IMAGE})"
+    )
+    parser.add_argument(
+        "--serviceaccount", metavar="NAME", default="default", help="of its pods (default: default)"
+    )
+    parser.add_argument("--patch", metavar="FILE", help="changes of its Jobs, in YAML or JSON")
+    parser.add_argument(
+        "--patch-type", choices=("json", "merge", "strategic"), help="what the file of --patch is"
+    )
+    parser.add_argument(
+        "--tracer", choices=TRACERS, default="bpftrace", help="what runs the program"
+    )
+    parser.add_argument(
+        "--process-selector", metavar="TEXT", help="of kubectl-trace; only for other tracers"
+    )
+    unused = "of kubectl-trace; does nothing"
+    parser.add_argument("--fetch-headers", action="store_true", help=unused)
+    parser.add_argument("--init-imagename", metavar="IMAGE", help=unused)
+    parser.add_argument("--google-application-secret", metavar="NAME", help=unused)
 
 
 def options(args: argparse.Namespace) -> Options:
     """The flags as values; raises UsageError."""
-    script, targets = _script(args)
+    script, words = _script(args)
     if not script.text.strip():
         raise UsageError("the program is empty")
     interval = filters.duration_ns(args.interval, "--interval", least_ns=_LEAST_INTERVAL_NS)
+    if args.name and len(args.name) != len(words):
+        raise UsageError("--name: give one for each target")
     return Options(
         script=script,
-        target=" ".join(targets),
+        target=" ".join(words),
         arguments=tuple(args.args),
         form=args.form,
         output="" if args.output == "stdout" else args.output,
         interval=interval / 1e9,
-        deadline=_seconds(args.deadline, "--deadline"),
-        grace=_seconds(args.deadline_grace_period, "--deadline-grace-period"),
+        deadline=seconds(args.deadline, "--deadline"),
+        grace=seconds(args.deadline_grace_period, "--deadline-grace-period"),
         confine=args.confine,
         unsafe=args.unsafe,
+        by=args.by or "",
+        names=tuple(args.name),
+        stop_port=args.stop_port,
     )
 
 
-def _seconds(text: str, option: str) -> float:
+def seconds(text: str, option: str) -> float:
     """A time; a number alone is seconds, as kubectl-trace has it."""
     told = f"{text}s" if text.isascii() and text.isdigit() else text
     return filters.duration_ns(told, option, least_ns=_SECOND_NS) / 1e9
+
+
+def is_for_cluster(words: Sequence[str], args: argparse.Namespace) -> bool:
+    """Whether nodes of a cluster are meant, and not this host."""
+    flags = (args.namespace, args.selector, args.context, args.kubeconfig, args.target_namespace)
+    if any(flags) or args.all_namespaces or args.all_nodes or args.container:
+        return True
+    if targets.is_plugin():
+        return True
+    return any(
+        word.partition("/")[0] not in _ON_HOST and not _UID.fullmatch(word) for word in words
+    )
 
 
 def _script(args: argparse.Namespace) -> tuple[Script, list[str]]:
@@ -162,9 +247,10 @@ def _script(args: argparse.Namespace) -> tuple[Script, list[str]]:
     named = [word for word in args.words if "/" not in word]
     if not named:
         raise UsageError("what to run? Give -e PROGRAM, -f FILE, or a name of 'podscope scripts'")
-    if len(named) > 1:
+    rest = [word for word in args.words if word is not named[0]]
+    if len(named) > 1 and named[1] in scripts.names():
         raise UsageError(f"one script at a time: {' '.join(named)}")
-    return scripts.load(named[0]), [word for word in args.words if word is not named[0]]
+    return scripts.load(named[0]), rest
 
 
 def _text(path: str) -> str:
@@ -181,17 +267,24 @@ def _text(path: str) -> str:
 def run(args: argparse.Namespace) -> int:
     """Run the program until its end, a signal, or the deadline."""
     chosen = options(args)
+    if is_for_cluster(chosen.targets, args):
+        from podscope.commands import run_cluster
+
+        return run_cluster.run(chosen, args)
+    if chosen.by and not chosen.names:
+        raise UsageError(f"--by {chosen.by}: only in a cluster")
     if os.geteuid() != 0:
         raise PodscopeError("bpftrace needs root: run it with sudo")
+    return _run_here(chosen)
+
+
+def _run_here(chosen: Options) -> int:
     import podscope.trace.session as sessions
 
-    with Lifetime() as lifetime:
-        found = sessions.on_host(chosen.target.split())
-        prepared = sessions.prepare(
-            chosen.script.text, found, confine=chosen.confine, interval=chosen.interval
-        )
+    with Lifetime() as lifetime, stopping(chosen.stop_port):
+        found, prepared = _prepared(chosen)
         with (
-            _place(chosen) as out,
+            place(chosen) as out,
             sessions.Trace(
                 prepared,
                 found if chosen.confine else None,
@@ -202,11 +295,81 @@ def run(args: argparse.Namespace) -> int:
             ) as trace,
         ):
             lifetime.begin(trace.stop)
-            show(trace, chosen, out)
+            if chosen.form == "snapshots":
+                _write_snapshots(trace, chosen, out)
+            else:
+                view = showing.View(chosen.form, chosen.script.name, chosen.script.columns)
+                showing.show(_Here(trace, chosen.target), view, out)
     return 0
 
 
-def _place(chosen: Options) -> AbstractContextManager[TextIO]:
+def _prepared(chosen: Options) -> tuple[HostTarget | None, Prepared]:
+    """What is traced here, and the program for it."""
+    import podscope.trace.session as sessions
+
+    text, interval = chosen.script.text, chosen.interval
+    if not chosen.names:
+        found = sessions.on_host(chosen.targets)
+        return found, sessions.prepare(text, found, confine=chosen.confine, interval=interval)
+    named = dict(zip(chosen.targets, chosen.names, strict=True))
+    whole, owners = sessions.named_on_host(named)
+    by_pod = chosen.by == "pod"
+    return whole, sessions.prepare(text, whole, interval=interval, owners=owners, by_owner=by_pod)
+
+
+@dataclass(frozen=True)
+class _Here:
+    """A trace on this host."""
+
+    trace: Trace
+    target: str
+
+    @property
+    def where(self) -> str:
+        return self.target or "this host"
+
+    @property
+    def speaks(self) -> bool:
+        return self.trace.prepared.speaks or not self.trace.prepared.shapes
+
+    @property
+    def lost(self) -> Mapping[str, int]:
+        return self.trace.lost
+
+    @property
+    def full(self) -> Mapping[str, int]:
+        return self.trace.full
+
+    def __iter__(self) -> Iterator[Answer]:
+        return iter(self.trace)
+
+    def shapes(self) -> Mapping[str, MapShape]:
+        return self.trace.prepared.told_shapes()
+
+    def status(self) -> str:
+        return ""
+
+    def notes(self) -> Sequence[str]:
+        return self.trace.notes
+
+    def end(self) -> str:
+        return ""
+
+    def summary(self) -> dict[str, Any]:
+        version = ".".join(map(str, self.trace.bpftrace.version))
+        return {"target": self.target or "host", "bpftrace": version}
+
+
+def stopping(port: int) -> AbstractContextManager[object]:
+    """What ends this process as Ctrl-C does when somebody connects to a port; 0: nothing."""
+    if not port:
+        return nullcontext()
+    from podscope.commands.stop_port import StopPort
+
+    return StopPort(port)
+
+
+def place(chosen: Options, name: str = "podscope-trace") -> AbstractContextManager[TextIO]:
     """Where to write to; raises UsageError."""
     if not chosen.output:
         return nullcontext(sys.stdout)
@@ -214,7 +377,7 @@ def _place(chosen: Options) -> AbstractContextManager[TextIO]:
     if path.endswith("/") or os.path.isdir(path):
         ending = {"table": "txt", "snapshots": "trace"}.get(chosen.form, chosen.form)
         stamp = time.strftime("%Y%m%d-%H%M%S")
-        path = os.path.join(path, f"podscope-trace-{stamp}-{os.getpid()}.{ending}")
+        path = os.path.join(path, f"{name}-{stamp}-{os.getpid()}.{ending}")
     try:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         file = open(path, "w", encoding="utf-8")  # noqa: SIM115
@@ -224,49 +387,7 @@ def _place(chosen: Options) -> AbstractContextManager[TextIO]:
     return file
 
 
-def show(trace: Trace, chosen: Options, out: TextIO) -> None:
-    """Write what each answer says, and at the end what is missing."""
-    from podscope import render
-
-    start = time.monotonic()
-    if chosen.form == "json":
-        _show_json(trace, chosen, out, start)
-        return
-    if chosen.form == "snapshots":
-        _show_snapshots(trace, chosen, out)
-        return
-    if chosen.form == "csv":
-        _show_csv(trace, chosen, out)
-    elif render.Screen.fits(out) and not trace.prepared.speaks and trace.prepared.shapes:
-        _show_screen(trace, chosen, out, start)
-    else:
-        _show_lines(trace, chosen, out)
-    _tell(trace, chosen, start, out if chosen.form == "table" else sys.stderr)
-
-
-def _show_json(trace: Trace, chosen: Options, out: TextIO, start: float) -> None:
-    import json
-
-    from podscope.trace import show as forms
-
-    for answer in trace:
-        text = forms.json_answer(answer, trace.prepared.shapes, chosen.script.columns)
-        if text:
-            out.write(text)
-            out.flush()
-    summary: dict[str, Any] = {
-        "kind": "summary",
-        "target": chosen.target or "host",
-        "seconds": round(time.monotonic() - start, 3),
-        "bpftrace": ".".join(map(str, trace.bpftrace.version)),
-        "lost": trace.lost,
-        "full": trace.full,
-        "notes": trace.notes,
-    }
-    out.write(json.dumps(summary, ensure_ascii=False) + "\n")
-
-
-def _show_snapshots(trace: Trace, chosen: Options, out: TextIO) -> None:
+def _write_snapshots(trace: Trace, chosen: Options, out: TextIO) -> None:
     import socket
 
     from podscope.trace import reports
@@ -278,128 +399,10 @@ def _show_snapshots(trace: Trace, chosen: Options, out: TextIO) -> None:
         bpftrace=".".join(map(str, trace.bpftrace.version)),
         columns=chosen.script.columns,
     )
-    out.write(reports.begin_line(about))
-    out.flush()
+    writer = reports.Writer(out, about, trace.prepared.told_shapes())
     try:
         for answer in trace:
-            out.write(reports.answer_line(answer, trace.prepared.shapes, trace.lost, trace.full))
-            out.flush()
+            writer.answer(answer, trace)
     except PodscopeError as error:
-        out.write(reports.failed_line(str(error)))
+        writer.failed(str(error))
         raise
-
-
-def _show_csv(trace: Trace, chosen: Options, out: TextIO) -> None:
-    from podscope.trace import show as forms
-    from podscope.trace.decode import Text
-    from podscope.trace.decode import Value
-    from podscope.trace.scripts import row
-
-    columns = chosen.script.columns
-    if columns:
-        out.write(forms.csv_row(columns))
-    last: Answer | None = None
-    for answer in trace:
-        last = answer
-        for line in answer.lines:
-            if isinstance(line, Value):
-                values = line.value if isinstance(line.value, list) else [line.value]
-                out.write(forms.csv_row(row(values, columns) if columns else values))
-            elif isinstance(line, Text):
-                # Not a row: it would break the form.
-                sys.stderr.write(line.text)
-        out.flush()
-    if last is not None and not columns:
-        out.write(forms.csv_maps(last.maps))
-
-
-def _show_lines(trace: Trace, chosen: Options, out: TextIO) -> None:
-    from podscope.trace import show as forms
-    from podscope.trace.decode import Value
-
-    columns = chosen.script.columns
-    table = forms.Columns(columns)
-    shapes = trace.prepared.shapes
-    written = False
-    for answer in trace:
-        for line in answer.lines:
-            fits = isinstance(line, Value) and isinstance(line.value, list)
-            if isinstance(line, Value) and fits and columns and len(line.value) == len(columns):
-                out.write(table.lines(line.value))
-            else:
-                out.write(forms.line_text(line, shapes))
-            written = True
-        out.flush()
-        if answer.last:
-            lines = forms.maps_lines(answer.maps, shapes, width=_width(out))
-            if lines and written:
-                out.write("\n")
-            out.write("".join(f"{one}\n" for one in lines))
-
-
-def _show_screen(trace: Trace, chosen: Options, out: TextIO, start: float) -> None:
-    from podscope import render
-    from podscope.trace import show as forms
-
-    said = ""
-    shapes = trace.prepared.shapes
-    lines: list[str] = []
-    with render.Screen(out) as screen:
-        screen.draw([_title(chosen, start), "the program starts"])
-        for answer in trace:
-            said += "".join(forms.line_text(line, shapes) for line in answer.lines)
-            lines = forms.maps_lines(answer.maps, shapes, width=screen.width)
-            if not answer.last:
-                head = [_title(chosen, start), *said.splitlines()[-3:], ""]
-                foot = [told] if (told := losses(trace)) else []
-                screen.draw(_frame(head, lines, foot, screen.height))
-        # What stays on the terminal is written whole below.
-        screen.draw([])
-    out.write(said)
-    out.write("".join(f"{one}\n" for one in lines))
-
-
-def _frame(head: list[str], lines: list[str], foot: list[str], height: int) -> list[str]:
-    """What fits a terminal, and a line that tells if that is not all."""
-    room = max(height - 1 - len(head) - len(foot), 1)
-    if len(lines) > room:
-        more = len(lines) - room + 1
-        lines = [*lines[: room - 1], f"... {more} more lines; all are shown at the end"]
-    return [*head, *lines, *foot]
-
-
-def _title(chosen: Options, start: float) -> str:
-    name = chosen.script.name or "program"
-    where = chosen.target or "this host"
-    return f"podscope  {name} on {where}  {time.monotonic() - start:.0f}s  Ctrl-C ends it"
-
-
-def _width(out: TextIO) -> int:
-    return shutil.get_terminal_size().columns if out.isatty() else 100
-
-
-def losses(trace: Trace) -> str:
-    """``lost: events 3; full: @ (4096)``; empty if nothing is missing."""
-    from podscope import render
-
-    told = [render.lost_text(trace.lost)]
-    if trace.full:
-        told.append("full: " + ", ".join(f"{name} ({n})" for name, n in trace.full.items()))
-    return "; ".join(one for one in told if one)
-
-
-def _tell(trace: Trace, chosen: Options, start: float, out: TextIO) -> None:
-    from podscope import render
-
-    for note in dict.fromkeys(trace.notes):
-        print(f"podscope: {note}", file=sys.stderr)
-    for reason in trace.lost:
-        print(f"podscope: {reason}: {LOSSES[reason]}", file=sys.stderr)
-    for name, count in trace.full.items():
-        print(
-            f"podscope: {name} is full with {count} entries: counts of other keys are missing; "
-            "raise BPFTRACE_MAX_MAP_KEYS",
-            file=sys.stderr,
-        )
-    passed = render.seconds(time.monotonic() - start)
-    out.write(f"\n{chosen.target or 'this host'}, {passed}; {losses(trace) or 'nothing lost'}\n")

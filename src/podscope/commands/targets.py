@@ -77,15 +77,20 @@ def add_targets(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_place(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags that say which cluster, and which namespace."""
+    parser.add_argument("-n", "--namespace", metavar="NAME", help="a cluster's namespace")
+    parser.add_argument("--context", metavar="NAME", help="context of the kubeconfig")
+    parser.add_argument("--kubeconfig", metavar="FILE", help="kubeconfig of the cluster")
+
+
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Declare the flags, without the targets."""
-    parser.add_argument("-n", "--namespace", metavar="NAME", help="a cluster's namespace")
+    add_place(parser)
     parser.add_argument(
         "-A", "--all-namespaces", action="store_true", help="all namespaces of a cluster"
     )
     parser.add_argument("-l", "--selector", metavar="LABELS", help="pods with these labels")
-    parser.add_argument("--context", metavar="NAME", help="context of the kubeconfig")
-    parser.add_argument("--kubeconfig", metavar="FILE", help="kubeconfig of the cluster")
     parser.add_argument(
         "--agent-namespace",
         metavar="NAME",
@@ -114,7 +119,12 @@ def parted(words: list[str]) -> tuple[list[str], list[str]]:
 def is_for_cluster(args: argparse.Namespace, program: str = sys.argv[0]) -> bool:
     """Whether a cluster is meant, and not this machine."""
     told = (args.targets, args.namespace, args.selector, args.context, args.kubeconfig)
-    return any(told) or args.all_namespaces or os.path.basename(program) == PLUGIN
+    return any(told) or args.all_namespaces or is_plugin(program)
+
+
+def is_plugin(program: str = sys.argv[0]) -> bool:
+    """Whether podscope was started as ``kubectl podscope``."""
+    return os.path.basename(program) == PLUGIN
 
 
 def scope(args: argparse.Namespace, default_namespace: str) -> Scope:
@@ -150,8 +160,11 @@ def _target(text: str) -> Target:
     return Target(known, name)
 
 
-def check(asked: Scope, server: ApiServer) -> None:
+def check(asked: Scope, server: ApiServer, wrong: type[PodscopeError] = PodscopeError) -> None:
     """Looks whether the targets are there.
+
+    Args:
+        wrong: what to raise if one is not.
 
     Raises:
         PodscopeError: one is not. Without the right to look, nothing is said.
@@ -173,7 +186,7 @@ def check(asked: Scope, server: ApiServer) -> None:
                 where = "" if one.kind == "node" else f" in namespace {asked.namespace!r}"
                 others = _others(connection, one, asked.namespace)
                 hint = f"; there is {' and '.join(others)}: name it so" if others else ""
-                raise PodscopeError(f"there is no {one.kind} {one.name!r}{where}{hint}") from None
+                raise wrong(f"there is no {one.kind} {one.name!r}{where}{hint}") from None
     finally:
         connection.release()
 

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import re
 import time
 from collections.abc import Iterator
 from collections.abc import Sequence
@@ -26,6 +24,7 @@ from podscope.errors import PodscopeError
 from podscope.identity.kubernetes_client import ApiServer
 from podscope.identity.kubernetes_client import Connection
 from podscope.identity.kubernetes_client import KubernetesError
+from podscope.identity.refusals import explained
 
 AGENT = "podscope-agent"
 FIELD_MANAGER = "podscope"
@@ -34,7 +33,7 @@ APPLY = "application/apply-patch+yaml"
 SECONDS = 30.0
 POLL_SECONDS = 0.5
 POD_SELECTOR = "app.kubernetes.io/name=podscope,app.kubernetes.io/component=agent"
-_UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND = 401, 403, 404
+_NOT_FOUND = 404
 # Where the API has a kind; {} is the namespace.
 _PLACES = {
     "Namespace": "api/v1/namespaces",
@@ -44,11 +43,6 @@ _PLACES = {
     "ConfigMap": "api/v1/namespaces/{}/configmaps",
     "DaemonSet": "apis/apps/v1/namespaces/{}/daemonsets",
 }
-# forbiddenMessage() in k8s.io/apiserver/pkg/endpoints/handlers/responsewriters.
-_REFUSED = re.compile(
-    r'cannot (?P<verb>\w+) resource "(?P<resource>[^"]+)" in API group "(?P<group>[^"]*)"'
-    r'(?: in the namespace "(?P<namespace>[^"]+)")?'
-)
 T = TypeVar("T")
 
 
@@ -199,12 +193,12 @@ class Installation:
         return " ".join(events[-1].message.split()) if events else ""
 
     def _list(self, path: str, kind: type[T], **query: str) -> tuple[T, ...]:
-        with _explained():
+        with explained():
             body = self._connection.get(path, query, SECONDS)
         return msgspec.json.decode(body, type=_Items[kind]).items or ()  # type: ignore[valid-type]
 
     def _find(self, path: str) -> bytearray | None:
-        with _explained():
+        with explained():
             try:
                 return self._connection.get(path, {}, SECONDS)
             except KubernetesError as error:
@@ -214,12 +208,12 @@ class Installation:
 
     def _send(self, method: str, path: str, body: bytes, content_type: str) -> None:
         query = {"fieldManager": FIELD_MANAGER, "force": "true"}
-        with _explained():
+        with explained():
             self._connection.send(method, path, query, body, content_type=content_type)
 
     def _delete(self, path: str) -> None:
         body = msgspec.json.encode({"propagationPolicy": "Foreground"})
-        with _explained():
+        with explained():
             try:
                 self._connection.send("DELETE", path, {}, body)
             except KubernetesError as error:
@@ -236,32 +230,4 @@ def _not_installed(namespace: str) -> PodscopeError:
     return PodscopeError(
         f"podscope is not installed in namespace {namespace!r}: run 'podscope install', or name "
         "another one with --namespace"
-    )
-
-
-@contextlib.contextmanager
-def _explained() -> Iterator[None]:
-    """A refusal of the API server as one line that says what to do."""
-    try:
-        yield
-    except KubernetesError as error:
-        if error.status == _UNAUTHORIZED:
-            raise PodscopeError(
-                f"{error}: the API server does not know you; renew the kubeconfig's credentials, "
-                "or choose another --context"
-            ) from None
-        if error.status != _FORBIDDEN:
-            raise
-        raise PodscopeError(_permission(str(error))) from None
-
-
-def _permission(message: str) -> str:
-    found = _REFUSED.search(message)
-    if found is None:
-        return f"no permission: {message}"
-    resource = ".".join(part for part in found.group("resource", "group") if part)
-    where = f" in namespace {found['namespace']!r}" if found["namespace"] else ""
-    return (
-        f"no permission: '{found['verb']}' on '{resource}'{where} is missing; ask the cluster's "
-        "administrator for it, or choose another --context"
     )

@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from dataclasses import field
 from typing import Any
 from typing import TypeAlias
 
@@ -47,16 +48,29 @@ class Attached:
 
 @dataclass(frozen=True)
 class Text:
-    """What ``printf``, ``time``, ``cat``, ``join`` or ``system`` wrote."""
+    """What ``printf``, ``time``, ``cat``, ``join`` or ``system`` wrote.
+
+    Attributes:
+        whose: the pod in which, where that is known.
+        node: where, in a cluster.
+        time_ns: when it came, as Unix time; 0: not known.
+    """
 
     text: str
+    whose: str = ""
+    node: str = ""
+    time_ns: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)
 class Value:
-    """What ``print`` of no map wrote: a number, a text, a tuple as a list."""
+    """What ``print`` of no map wrote: a number, a text, a tuple as a list; the others as of
+    `Text`."""
 
     value: Any
+    whose: str = ""
+    node: str = ""
+    time_ns: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)

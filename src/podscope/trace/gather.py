@@ -51,6 +51,16 @@ class Gathered:
             name: shape for report in self.reports.values() for name, shape in report.shapes.items()
         }
 
+    def told_shapes(self, *, by_node: bool = False) -> dict[str, MapShape]:
+        """Shapes of `maps`: with the node as the first part of keys, where it is."""
+        maps = self.maps(by_node=by_node) if self.reports else {}
+        made = {}
+        for name, shape in self.shapes().items():
+            width = max((len(key) for key in maps[name].keys), default=0)
+            added = width == len(shape.titles) + 1
+            made[name] = replace(shape, titles=("node", *shape.titles)) if added else shape
+        return made
+
     def lost(self) -> dict[str, int]:
         """What is missing on all nodes together, by reason."""
         total: dict[str, int] = {}
@@ -62,10 +72,15 @@ class Gathered:
     def notes(self) -> list[str]:
         """What keeps the answer from being whole, or one: a line each."""
         said = [f"{node}: no answer" for node in self.expected if node not in self.reports]
+        failed: dict[str, list[str]] = {}
         for node, report in self.reports.items():
             if report.failed:
-                said.append(f"{node}: {report.failed}")
-            elif not report.ended:
+                failed.setdefault(report.failed, []).append(node)
+        said += [f"{', '.join(nodes)}: {why}" for why, nodes in failed.items()]
+        told = [note for report in self.reports.values() for note in report.notes]
+        said += dict.fromkeys(told)
+        for node, report in self.reports.items():
+            if not report.failed and not report.ended:
                 said.append(f"{node}: did not tell its end; what it told last is counted")
             said += [f"{node}: {name} is full with {n} entries" for name, n in report.full.items()]
         versions = {report.about.bpftrace for report in self.reports.values()}

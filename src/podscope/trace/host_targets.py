@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from collections.abc import Mapping
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,11 +28,13 @@ class HostTarget:
         text: as the user named it.
         directories: cgroups of version 2, with all that is below them; empty for processes.
         pids: of processes; empty for a target of cgroups.
+        missing: why parts of it were not found, where that is no error.
     """
 
     text: str
     directories: tuple[str, ...] = ()
     pids: tuple[int, ...] = ()
+    missing: tuple[str, ...] = ()
 
     def cgroups(self) -> dict[int, str]:
         """Ids of all cgroups of the target as it is now, with their directories.
@@ -88,12 +91,42 @@ def find_all(texts: Sequence[str], root: str) -> HostTarget:
         UsageError: as ``find``; or processes and cgroups are mixed, which are told apart in
             different ways.
     """
-    found = [find(text, root) for text in texts]
+    return together([find(text, root) for text in texts])
+
+
+def find_some(names: Mapping[str, str], root: str) -> dict[str, HostTarget]:
+    """Targets by what each is called; those that are gone have no directories, and say so.
+
+    Args:
+        names: of targets, by their text.
+        root: where cgroup v2 is mounted.
+
+    Raises:
+        UsageError: none is there.
+    """
+    found: dict[str, HostTarget] = {}
+    gone: dict[str, UsageError] = {}
+    for text, name in names.items():
+        try:
+            found[name] = find(text, root)
+        except UsageError as error:
+            gone[name] = error
+    if not found:
+        raise next(iter(gone.values()))
+    return found | {
+        name: HostTarget(name, missing=(f"{name}: {error}",)) for name, error in gone.items()
+    }
+
+
+def together(found: Sequence[HostTarget]) -> HostTarget:
+    """Several targets as one; raises UsageError where they do not go together."""
     directories = tuple(dict.fromkeys(one for target in found for one in target.directories))
     pids = tuple(dict.fromkeys(pid for target in found for pid in target.pids))
+    text = " ".join(one.text for one in found)
     if pids and directories:
-        raise UsageError(f"TARGET: {' '.join(texts)}: processes and others do not go together")
-    return HostTarget(" ".join(texts), directories, pids)
+        raise UsageError(f"TARGET: {text}: processes and others do not go together")
+    missing = tuple(why for one in found for why in one.missing)
+    return HostTarget(text, directories, pids, missing)
 
 
 def _process(text: str, name: str) -> HostTarget:

@@ -8,9 +8,8 @@ time after its end (``ttlSecondsAfterFinished``), and its pod, whose log is the 
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Iterable
-from collections.abc import Mapping
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +21,13 @@ Object = dict[str, Any]
 
 TRACE_LABEL = "podscope.dev/trace"
 TARGET_ANNOTATION = "podscope.dev/target"
+TITLE_ANNOTATION = "podscope.dev/program"
 NODE_ANNOTATION = "podscope.dev/node"
+PODS_ANNOTATION = "podscope.dev/pods"
+PARTS_ANNOTATION = "podscope.dev/sees"
+BY_ANNOTATION = "podscope.dev/by"
+# Of the pod's loopback address: who connects ends the program, as Ctrl-C does.
+STOP_PORT = 9437
 _LABELS = {
     "app.kubernetes.io/name": "podscope",
     "app.kubernetes.io/component": "trace",
@@ -40,7 +45,7 @@ class Part:
     Attributes:
         node: the node's name, which is not always what its label ``kubernetes.io/hostname`` says.
         targets: as ``podscope run`` on the node reads them; none: the whole node.
-        pods: names of the pods, as ``namespace/name``.
+        pods: names of their pods, in the same order; with the namespace where there are several.
     """
 
     node: str
@@ -55,11 +60,15 @@ class Request:
     Attributes:
         name: of the trace; a label's value.
         target: as the user wrote it.
+        title: of the program, for lists.
+        by_pod: keep maps apart by pod.
+        environment: variables for bpftrace.
         ttl: how long results are kept after the end.
     """
 
     name: str
     program: str
+    title: str = ""
     target: str = ""
     namespace: str = "default"
     image: str = "docker.io/library/podscope:dev"
@@ -72,6 +81,8 @@ class Request:
     ttl: float = 86400.0
     confine: bool = True
     unsafe: bool = False
+    by_pod: bool = False
+    environment: tuple[tuple[str, str], ...] = ()
 
 
 def on_nodes(nodes: Iterable[str]) -> tuple[Part, ...]:
@@ -97,10 +108,12 @@ def on_pods(pods: Iterable[Pod], container: str = "", *, one: bool = False) -> t
     if not running:
         raise UsageError("TARGET: it has no running pods")
     by_node: dict[str, list[tuple[str, str]]] = {}
+    several = len({pod.metadata.namespace for pod in running}) > 1
     for pod in running:
         target = _container_target(pod, container) if container else _pod_target(pod, one=one)
         if target:
-            name = f"{pod.metadata.namespace}/{pod.metadata.name}"
+            space = f"{pod.metadata.namespace}/" if several else ""
+            name = f"{space}{pod.metadata.name}"
             by_node.setdefault(pod.spec.node_name, []).append((target, name))
     if not by_node:
         names = sorted({one.name for pod in running for one in pod.spec.containers or ()})
@@ -130,28 +143,58 @@ def _container_target(pod: Pod, container: str) -> str:
     return ""
 
 
-def job(request: Request, part: Part, number: int) -> Object:
+def job_name(request: Request, part: Part) -> str:
+    """Of a part: the same whoever makes it, so that none is made twice."""
+    told = f"{part.node} {' '.join(part.targets)}".encode()
+    return f"{request.name}-{zlib.crc32(told):08x}"
+
+
+def job(request: Request, part: Part, owner: Object | None = None) -> Object:
     """The Job of one node.
 
     It runs ``podscope run`` with the same code as on a host, and its log is what ``reports`` reads.
+
+    Args:
+        owner: the trace's first Job, which takes this one with it; None: this is the first.
     """
     marks = {**_LABELS, TRACE_LABEL: request.name}
+    about: Object = {
+        "name": job_name(request, part),
+        "namespace": request.namespace,
+        "labels": marks,
+        "annotations": {
+            TARGET_ANNOTATION: request.target,
+            TITLE_ANNOTATION: request.title,
+            NODE_ANNOTATION: part.node,
+            PODS_ANNOTATION: " ".join(part.pods),
+            PARTS_ANNOTATION: " ".join(part.targets),
+            BY_ANNOTATION: "pod" if request.by_pod else "",
+        },
+    }
+    ttl = request.ttl
+    if owner is None:
+        # It may end long before the others, and is not to take them with it.
+        ttl += request.deadline + request.grace
+    else:
+        about["ownerReferences"] = [
+            {
+                "apiVersion": "batch/v1",
+                "kind": "Job",
+                "name": owner["metadata"]["name"],
+                "uid": owner["metadata"]["uid"],
+            }
+        ]
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": {
-            "name": f"{request.name}-{number}",
-            "namespace": request.namespace,
-            "labels": marks,
-            "annotations": {TARGET_ANNOTATION: request.target, NODE_ANNOTATION: part.node},
-        },
+        "metadata": about,
         "spec": {
             "parallelism": 1,
             "completions": 1,
             # A program that fails is not to run once more.
             "backoffLimit": 0,
             "activeDeadlineSeconds": round(request.deadline + request.grace) + _SPARE_SECONDS,
-            "ttlSecondsAfterFinished": round(request.ttl),
+            "ttlSecondsAfterFinished": round(ttl),
             "template": {"metadata": {"labels": marks}, "spec": _pod_spec(request, part)},
         },
     }
@@ -173,7 +216,10 @@ def _pod_spec(request: Request, part: Part) -> Object:
                 "image": request.image,
                 "imagePullPolicy": request.pull_policy,
                 "args": arguments(request, part),
-                "env": [{"name": "NODE_NAME", "value": part.node}],
+                "env": [
+                    {"name": name, "value": _as_written(value)}
+                    for name, value in (("NODE_NAME", part.node), *request.environment)
+                ],
                 "terminationMessagePolicy": "FallbackToLogsOnError",
                 "resources": {
                     "requests": {"cpu": "100m", "memory": "100Mi"},
@@ -204,8 +250,12 @@ def arguments(request: Request, part: Part) -> list[str]:
     words += ["--interval", f"{round(request.interval * 1000)}ms"]
     words += ["--deadline", f"{round(request.deadline)}s"]
     words += ["--deadline-grace-period", f"{round(request.grace)}s"]
+    words += ["--stop-port", str(STOP_PORT)]
     for one in request.arguments:
         words += [f"--args={one}"]
+    if request.confine:
+        words += [f"--name={one}" for one in part.pods]
+    words += ["--by", "pod"] if request.by_pod else []
     words += ([] if request.confine else ["--no-confine"]) + (
         ["--unsafe"] if request.unsafe else []
     )
@@ -216,21 +266,3 @@ def _as_written(word: str) -> str:
     """A word in which Kubernetes replaces nothing: it would take ``$(NAME)`` for a variable's value
     (third_party/forked/golang/expansion in Kubernetes; ``$$`` is one ``$`` there)."""
     return re.sub(r"\$(?=[$(])", "$$", word)
-
-
-def state(one: Mapping[str, Any]) -> str:
-    """Of a Job: ``Running``, ``Completed``, ``Failed`` or ``Unknown``, as kubectl-trace has it."""
-    status = one.get("status") or {}
-    for word, count in (("Running", "active"), ("Completed", "succeeded"), ("Failed", "failed")):
-        if status.get(count):
-            return word
-    return "Unknown"
-
-
-def why_failed(one: Mapping[str, Any]) -> str:
-    """What Kubernetes says of a Job that failed; empty: it did not, or nothing is said."""
-    conditions: Sequence[Mapping[str, Any]] = (one.get("status") or {}).get("conditions") or ()
-    for condition in conditions:
-        if condition.get("type") == "Failed" and condition.get("status") == "True":
-            return f"{condition.get('reason', '')}: {condition.get('message', '')}".strip(": ")
-    return ""

@@ -14,6 +14,8 @@ from pathlib import Path
 MEMORY_BYTES = 1 << 30
 CPUS = 1.0
 _PERIOD_US = 100_000
+# Version 1 writes the largest number of pages for none.
+_NO_LIMIT = 1 << 60
 _ROOT = Path("/sys/fs/cgroup")
 _PREFIX = "podscope-trace-"
 
@@ -98,6 +100,17 @@ class Limits:
             self._made.append(directory)
             self.limited |= worked
             return
+
+
+def are_above(root: Path = _ROOT) -> bool:
+    """Whether this process itself has a limit of memory, as in a container."""
+    own = _own_paths()
+    for directory, file in (("", "memory.max"), ("memory", "memory.limit_in_bytes")):
+        path = own.get(directory, "/").lstrip("/")
+        with suppress(OSError, ValueError):
+            told = (root / directory / path / file).read_text().strip()
+            return told != "max" and int(told) < _NO_LIMIT
+    return False
 
 
 def _remove_left(place: Path) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,6 +11,7 @@ from typing import Any
 
 from podscope.errors import UsageError
 from podscope.trace import syntax
+from podscope.trace.maps import AGGREGATIONS
 from podscope.trace.maps import VALUE
 from podscope.trace.maps import MapShape
 
@@ -73,6 +75,89 @@ def confined_to_processes(program: syntax.Program, pids: Sequence[int]) -> synta
     for one in tests[1:]:
         wanted = syntax.Binary(wanted, "||", one)
     return _confined(program, wanted)
+
+
+def can_be_owned(program: syntax.Program, name: str) -> bool:
+    """Whether a map's keys can get one more part: it is only added to, printed and emptied, and
+    added to by probes alone that run in programs of the target."""
+    used = sum(isinstance(one, syntax.Map) and one.name == name for one in syntax.walk(program))
+    for probe in program.probes:
+        bound = not any(_provider(point) in _UNCONFINED for point in probe.points)
+        for node in syntax.walk(probe):
+            if _adds_to(node, name):
+                used -= 1 if bound else 0
+            elif isinstance(node, syntax.Call) and node.name in ("print", "clear", "zero"):
+                used -= node.arguments[:1] == (syntax.Map(name),)
+    return used == 0
+
+
+def _adds_to(node: object, name: str) -> bool:
+    return (
+        isinstance(node, syntax.Assign)
+        and isinstance(node.target, syntax.Map)
+        and node.target.name == name
+        and node.operator == "="
+        and isinstance(node.value, syntax.Call)
+        and node.value.name in AGGREGATIONS
+    )
+
+
+def with_owners(
+    program: syntax.Program, maps: Iterable[str], tag: str, whose: syntax.Expression | None = None
+) -> syntax.Program:
+    """The program with the cgroup of each event: in front of the lines that it writes, and as the
+    first part of the keys of some maps.
+
+    Args:
+        program: what is confined already: probes of programs and others do not stand together.
+        maps: see `can_be_owned`.
+        tag: what marks the cgroup in lines; without ``%`` and quotes.
+        whose: as of `confined_to_cgroups`.
+    """
+    wanted = frozenset(maps)
+    owner = whose or syntax.Name("cgroup")
+
+    def change(node: Any) -> Any:
+        if isinstance(node, syntax.Assign) and isinstance(node.target, syntax.Map):
+            target = node.target
+            if target.name not in wanted or not _adds_to(node, target.name):
+                return node
+            keys = target.keys
+            if len(keys) == 1 and isinstance(keys[0], syntax.Tuple):
+                keys = keys[0].items
+            return replace(node, target=syntax.Map(target.name, (owner, *keys)))
+        if isinstance(node, syntax.Evaluate) and _writes_a_line(node):
+            return _with_owner(node, owner, tag)
+        return node
+
+    items: list[syntax.Item] = []
+    for item in program.items:
+        is_bound = isinstance(item, syntax.Probe) and not any(
+            _provider(point) in _UNCONFINED for point in item.points
+        )
+        items.append(syntax.changed(item, change) if is_bound else item)
+    return replace(program, items=tuple(items))
+
+
+def _with_owner(line: syntax.Evaluate, owner: syntax.Expression, tag: str) -> syntax.Statement:
+    call = line.expression
+    assert isinstance(call, syntax.Call)
+    if not call.arguments:
+        return line
+    first = call.arguments[0]
+    if call.name == "printf" and isinstance(first, syntax.String):
+        text = syntax.String(f'"{tag}%llu:{first.text[1:]}')
+        return replace(line, expression=replace(call, arguments=(text, owner, *call.arguments[1:])))
+    if call.name == "print" and len(call.arguments) == 1:
+        items = first.items if isinstance(first, syntax.Tuple) else (first,)
+        tagged = syntax.Tuple((_whole(value_tag(tag)), owner, *items))
+        return replace(line, expression=replace(call, arguments=(tagged,)))
+    return line
+
+
+def value_tag(tag: str) -> int:
+    """What marks the cgroup in a printed value: a number that JSON holds whole, 46 bits."""
+    return 1 << 45 | zlib.crc32(tag.encode())
 
 
 def with_stats(program: syntax.Program, names: Iterable[str]) -> syntax.Program:

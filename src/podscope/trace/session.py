@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
 from dataclasses import field
+from dataclasses import replace
 from typing import Self
 from typing import TypeAlias
 
@@ -27,21 +28,27 @@ from podscope.trace.bpftrace import Child
 from podscope.trace.bpftrace import find
 from podscope.trace.host_targets import HostTarget
 from podscope.trace.host_targets import find_all
+from podscope.trace.host_targets import find_some
+from podscope.trace.host_targets import together
 from podscope.trace.limits import MEMORY_BYTES
 from podscope.trace.limits import Limits
+from podscope.trace.limits import are_above as limits_above
 from podscope.trace.limits import tidy
 from podscope.trace.maps import MapShape
 from podscope.trace.maps import averages
 from podscope.trace.maps import shapes
 from podscope.trace.members import Members
+from podscope.trace.owners import Owners
 from podscope.trace.parse import ProgramError
 from podscope.trace.parse import parse
 from podscope.trace.parse import parse_expression
 from podscope.trace.scripts import read
 from podscope.trace.tables import HISTOGRAMS
+from podscope.trace.tables import MERGED
 from podscope.trace.tables import STATISTICS
 from podscope.trace.tables import MapTable
 from podscope.trace.tables import blanks_are_lost
+from podscope.trace.tables import renamed
 from podscope.trace.tables import table
 from podscope.trace.unparse import unparse
 
@@ -65,6 +72,9 @@ class Prepared:
         speaks: whether it writes lines while it runs.
         counts_lines: whether it counts them.
         notes: what a user should know, a line each.
+        tag: what stands before the cgroup of lines, where that is told.
+        owners: whose cgroups are.
+        owned: maps that are kept apart by owner.
     """
 
     text: str
@@ -73,6 +83,16 @@ class Prepared:
     speaks: bool = True
     counts_lines: bool = False
     notes: tuple[str, ...] = ()
+    tag: str = ""
+    owners: Owners | None = None
+    owned: frozenset[str] = frozenset()
+
+    def told_shapes(self) -> dict[str, MapShape]:
+        """Shapes of the maps as answers have them: with the owner, where they are kept apart."""
+        return {
+            name: replace(one, titles=("pod", *one.titles)) if name in self.owned else one
+            for name, one in self.shapes.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -97,12 +117,24 @@ def on_host(targets: Sequence[str]) -> HostTarget | None:
     return find_all(targets, find_cgroup2()) if targets else None
 
 
+def named_on_host(names: Mapping[str, str]) -> tuple[HostTarget, Owners]:
+    """Targets by their text, with what each is called. Those that have gone are passed over.
+
+    Raises:
+        UsageError: none is there.
+    """
+    found = find_some(names, find_cgroup2())
+    return together(list(found.values())), Owners({n: one.cgroups for n, one in found.items()})
+
+
 def prepare(
     text: str,
     target: HostTarget | None,
     *,
     confine: bool = True,
     interval: float = INTERVAL_SECONDS,
+    owners: Owners | None = None,
+    by_owner: bool = False,
 ) -> Prepared:
     """What bpftrace is to run.
 
@@ -111,6 +143,8 @@ def prepare(
         target: what it is for; None: the whole host.
         confine: let it see the target alone; else the target only gives ``$container_pid``.
         interval: seconds between two answers.
+        owners: whose the parts of the target are, to be told of lines.
+        by_owner: keep maps apart by these.
 
     Raises:
         UsageError: it is no program, or cannot be confined.
@@ -135,9 +169,51 @@ def prepare(
     program = rewrite.with_stats(program, averages(program))
     token = f"podscope-{os.urandom(6).hex()}"
     program = rewrite.with_snapshots(program, known.values(), token, round(interval * 1000))
-    if target is not None and confine:
-        program = _confined(program, target, read("", text).cgroup)
-    return Prepared(unparse(program), known, token, speaks, counts_lines)
+    if target is None or not confine:
+        return Prepared(unparse(program), known, token, speaks, counts_lines)
+    whose = read("", text).cgroup
+    program = _confined(program, target, whose)
+    prepared = Prepared("", known, token, speaks, counts_lines, notes=target.missing)
+    if owners is not None:
+        prepared = _owned(prepared, program, owners, by_owner=by_owner)
+        if prepared.tag:
+            expression = parse_expression(whose) if whose else None
+            apart = () if owners.only else prepared.owned
+            program = rewrite.with_owners(program, apart, prepared.tag, expression)
+    return replace(prepared, text=unparse(program))
+
+
+def _owned(
+    prepared: Prepared, program: syntax.Program, owners: Owners, *, by_owner: bool
+) -> Prepared:
+    """What is told of owners: that of lines where there are several, and what is kept apart."""
+    known = prepared.shapes
+    wanted = [
+        name
+        for name, one in known.items()
+        if by_owner and one.kind in MERGED and (owners.only or rewrite.can_be_owned(program, name))
+    ]
+    left = sorted(known.keys() - set(wanted)) if by_owner else []
+    notes = tuple(
+        f"{name}: cannot be kept apart by pod" for name in left if not known[name].scratch
+    )
+    if owners.only:
+        return replace(
+            prepared, owners=owners, owned=frozenset(wanted), notes=(*prepared.notes, *notes)
+        )
+    # The cgroup is one more part of the key.
+    shapes = {
+        name: replace(one, key=("number", *one.key)) if name in wanted else one
+        for name, one in known.items()
+    }
+    return replace(
+        prepared,
+        shapes=shapes,
+        owners=owners,
+        owned=frozenset(wanted),
+        tag=f"{prepared.token[-12:]}@",
+        notes=(*prepared.notes, *notes),
+    )
 
 
 def _confined(program: syntax.Program, target: HostTarget, whose: str) -> syntax.Program:
@@ -238,7 +314,7 @@ class Trace:
         self._gave_up = False
         self._output = _Output(prepared, self.bpftrace.version)
         self.notes: list[str] = [*prepared.notes]
-        if not self._limits.limited:
+        if not self._limits.limited and not limits_above():
             self.notes.append("bpftrace runs without limits of CPU and memory on this host")
 
     def __enter__(self) -> Self:
@@ -355,10 +431,15 @@ class _Output:
             if prepared.token
         }
         self._version = version
+        self._tag = prepared.tag
+        self._value_tag = rewrite.value_tag(prepared.tag)
+        self._owners = prepared.owners
+        self._owned = prepared.owned
         self._rest = b""
         self._inside = ""
         self._lines: list[Line] = []
         self._snapshot: dict[str, MapTable] = {}
+        self._entries: dict[str, int] = {}
         self._most_keys = _most_keys(prepared.text)
         self._counts_lines = prepared.counts_lines
         self._written = 0
@@ -401,12 +482,12 @@ class _Output:
         if isinstance(event, decode.Text):
             mark = self._marks.get(event.text)
             if mark is None:
-                self._lines.append(event)
+                self._lines.append(self._with_owner(event))
                 self._came += 1
                 return
             yield from self._pass(mark)
         elif isinstance(event, decode.Value):
-            self._lines.append(event)
+            self._lines.append(self._value_with_owner(event))
             self._came += 1
         elif isinstance(event, decode.MapData):
             self._take_map(event)
@@ -419,6 +500,23 @@ class _Output:
             self._lose("map_full" if full else "helper_errors", 1)
         else:
             self._lose("broken_lines", 1)
+
+    def _with_owner(self, line: decode.Text) -> decode.Text:
+        if self._owners is None:
+            return line
+        if not self._tag or not line.text.startswith(self._tag):
+            return replace(line, whose=self._owners.only)
+        number, _, text = line.text.removeprefix(self._tag).partition(":")
+        return decode.Text(text, self._owners.name(int(number)))
+
+    def _value_with_owner(self, line: decode.Value) -> decode.Value:
+        if self._owners is None:
+            return line
+        told = line.value
+        if not self._tag or not isinstance(told, list) or told[:1] != [self._value_tag]:
+            return replace(line, whose=self._owners.only)
+        _, cgroup, *parts = told
+        return decode.Value(parts if len(parts) > 1 else parts[0], self._owners.name(int(cgroup)))
 
     def _pass(self, mark: str) -> Iterator[Answer]:
         if mark == "begin":
@@ -446,10 +544,18 @@ class _Output:
         except (KeyError, TypeError, ValueError):
             self._lose("broken_lines", 1)
             return
+        self._entries[event.name] = entries(made)
+        if event.name in self._owned and self._owners is not None:
+            made = self._apart(made, self._owners)
         if self._inside or not self._marks:
             self._snapshot[event.name] = made
         else:
             self._lines.append(made)
+
+    def _apart(self, made: MapTable, owners: Owners) -> MapTable:
+        if self._tag:
+            return renamed(made, lambda cgroup: owners.name(int(cgroup)))
+        return replace(made, keys=tuple((owners.only, *key) for key in made.keys))
 
     def _answer(self, maps: Mapping[str, MapTable], *, last: bool = False) -> Answer:
         lines, self._lines = tuple(self._lines), []
@@ -462,8 +568,8 @@ class _Output:
 
     def _look_for_losses(self, one: MapTable) -> None:
         """What a snapshot itself shows: these do not add up from one to the next."""
-        if one.keys and entries(one) >= self._most_keys and one.keys != ((),):
-            self.full[one.name] = entries(one)
+        if one.keys and self._entries[one.name] >= self._most_keys and one.keys != ((),):
+            self.full[one.name] = self._entries[one.name]
         if one.same_keys:
             self.lost["same_keys"] = max(self.lost.get("same_keys", 0), one.same_keys)
         if one.unsplit:

@@ -73,9 +73,10 @@ def json_answer(answer: Answer, shapes: Mapping[str, MapShape], columns: Sequenc
     objects: list[dict[str, Any]] = []
     for line in answer.lines:
         if isinstance(line, Text):
-            objects.append({"kind": "line", "text": line.text})
+            objects.append({"kind": "line", **_place(line), "text": line.text})
         elif isinstance(line, Value):
-            objects.append(_json_value(line.value, columns))
+            told = _json_value(line.value, columns)
+            objects.append({"kind": told.pop("kind"), **_place(line), **told})
         else:
             objects.append({"kind": "printed"} | _json_map(line, shapes.get(line.name)))
     if answer.last:
@@ -83,6 +84,11 @@ def json_answer(answer: Answer, shapes: Mapping[str, MapShape], columns: Sequenc
             {"kind": "map"} | _json_map(one, shapes.get(name)) for name, one in answer.maps.items()
         ]
     return "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in objects)
+
+
+def _place(line: Text | Value) -> dict[str, str]:
+    """Where a line comes from, as far as it is told."""
+    return {name: text for name, text in (("node", line.node), ("pod", line.whose)) if text}
 
 
 def csv_maps(maps: Mapping[str, MapTable]) -> str:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -237,6 +238,16 @@ def _without_twins(made: MapTable) -> MapTable:
 def _row(made: MapTable, number: int) -> MapTable:
     part = slice(number, number + 1)
     return replace(made, keys=made.keys[part], values=made.values[part])
+
+
+def renamed(one: MapTable, name: Callable[[Any], str]) -> MapTable:
+    """The table with a name for the first part of each key; rows that are one then are added up."""
+    keys = tuple((name(key[0]), *key[1:]) if key else key for key in one.keys)
+    made = replace(one, keys=keys)
+    if len(set(keys)) == len(keys) or one.kind not in MERGED:
+        return made
+    merged = merge([_row(made, number) for number in range(len(made))])
+    return replace(merged, same_keys=one.same_keys, unsplit=one.unsplit)
 
 
 def merge(parts: Sequence[MapTable]) -> MapTable:
