@@ -173,7 +173,7 @@ CORE_LIST = {"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]}
     ("rules", "said"),
     [
         ([], "no permission: 'list' on 'pods' in namespace 'podscope' is missing"),
-        ([CORE_LIST], "no permission: 'create' on 'pods/portforward' is missing"),
+        ([CORE_LIST], "no permission: 'get' and 'create' on 'pods/portforward'"),
     ],
 )
 def test_a_user_without_rights_is_told_which_is_missing(cluster, tmp_path, rules, said):

@@ -288,7 +288,9 @@ def _parts(asked: Asked, server: ApiServer) -> tuple[jobs.Part, ...]:
             path = f"apis/discovery.k8s.io/v1/{space}endpointslices"
             for one in _list(connection, path, Page[EndpointSlice]):
                 cluster.slice_changed(None, one)
-        return placement.parts(asked.scope, pods, cluster, container=asked.container, one=asked.one)
+        one = asked.one
+        parts = placement.parts(asked.scope, pods, cluster, container=asked.container, one=one)
+        return jobs.one_by_one(parts) if one else parts
     finally:
         finder.close()
         connection.release()

@@ -17,6 +17,7 @@ from typing import Self
 from podscope.errors import PodscopeError
 from podscope.identity.kubernetes_client import ApiServer
 from podscope.identity.kubernetes_client import Connection
+from podscope.identity.kubernetes_client import KubernetesError
 from podscope.identity.port_forward import PortForward
 from podscope.trace import kept as traces
 from podscope.trace.decode import Text
@@ -45,6 +46,7 @@ _HOPELESS = {"ErrImageNeverPull", "InvalidImageName", "CreateContainerConfigErro
 # From the making of a Job until the making of its pod is asked about.
 _NO_POD_SECONDS = 3.0
 _ABOUT_SECONDS = 10.0
+_FORBIDDEN = 403
 STARTING, RUNNING, ENDED, FAILED = "starting", "running", "ended", "failed"
 
 
@@ -397,8 +399,11 @@ class Following:
                 forward.socket.sendall(b"stop\n")
                 forward.socket.recv(16)
         except (PodscopeError, OSError) as error:
-            if not one.done:
-                one.why = f"could not be told to end: {error}"
+            if one.done:
+                return
+            one.why = f"could not be told to end: {error}"
+            if isinstance(error, KubernetesError) and error.status == _FORBIDDEN:
+                self._end(one, FAILED, f"{one.why}; 'podscope delete' ends it")
 
 
 def _speaks(pod: Mapping[str, Any]) -> bool:

@@ -117,10 +117,21 @@ def on_pods(pods: Iterable[Pod], container: str = "", *, one: bool = False) -> t
             by_node.setdefault(pod.spec.node_name, []).append((target, name))
     if not by_node:
         names = sorted({one.name for pod in running for one in pod.spec.containers or ()})
+        if not container:
+            raise UsageError("TARGET: none of its containers runs")
         raise UsageError(f"-c {container}: no such container runs; there are {', '.join(names)}")
     return tuple(
         Part(node, tuple(target for target, _ in found), tuple(name for _, name in found))
         for node, found in sorted(by_node.items())
+    )
+
+
+def one_by_one(parts: Iterable[Part]) -> tuple[Part, ...]:
+    """A part for each pod: of a program that asks for one process of it."""
+    return tuple(
+        Part(part.node, (target,), (name,))
+        for part in parts
+        for target, name in zip(part.targets, part.pods, strict=True)
     )
 
 
@@ -131,6 +142,8 @@ def _pod_target(pod: Pod, *, one: bool) -> str:
             f"pod {pod.metadata.name!r} has more than one container, and $container_pid is that of "
             f"one: choose it with -c, of {', '.join(names)}"
         )
+    if one:
+        return _container_target(pod, names[0])  # the pod's first process is its sandbox's
     # A static pod's cgroups have the UID that the kubelet gave it, not that of its mirror.
     return f"pod/{pod.metadata.annotations.mirror or pod.metadata.uid}"
 
