@@ -98,3 +98,19 @@ def test_without_rights_the_doctor_still_answers():
     assert done.stderr == ""
     assert done.returncode == 1
     assert done.stdout.startswith("missing  rights")
+
+
+def test_bpftrace_is_found_or_said_how_to_get_it(monkeypatch, tmp_path):
+    # GIVEN
+    program = tmp_path / "bpftrace"
+    program.write_text("#!/bin/sh\necho bpftrace v0.23.2\n")
+    program.chmod(0o755)
+
+    # WHEN / THEN
+    monkeypatch.setenv("PODSCOPE_BPFTRACE", str(program))
+    assert doctor.bpftrace() == Finding("bpftrace", True, False, f"0.23, {program}", "")
+    monkeypatch.delenv("PODSCOPE_BPFTRACE")
+    monkeypatch.setenv("PATH", "")
+    found = doctor.bpftrace()
+    assert (found.ok, found.detail) == (False, "bpftrace is not installed")
+    assert "apt install bpftrace" in found.remedy

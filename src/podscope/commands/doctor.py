@@ -7,6 +7,8 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from podscope.errors import PodscopeError
+
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
@@ -30,10 +32,24 @@ def run(args: argparse.Namespace) -> int:
     """Print all findings; 0 only if all that is needed is there."""
     from podscope.kernel.probes import probe
 
-    findings = probe()
+    findings = [*probe(), bpftrace()]
     lines = json_lines(findings) if args.output == "json" else table_lines(findings)
     print("\n".join(lines))
     return 1 if missing(findings) else 0
+
+
+def bpftrace() -> Finding:
+    """Whether ``podscope run`` finds its program here; in a cluster it is in the image."""
+    from podscope.kernel.probes import Finding
+    from podscope.trace.bpftrace import find
+
+    try:
+        found = find()
+    except PodscopeError as error:
+        what, _, remedy = str(error).partition(": ")
+        return Finding("bpftrace", ok=False, needed=False, detail=what, remedy=remedy)
+    version = ".".join(map(str, found.version))
+    return Finding("bpftrace", ok=True, needed=False, detail=f"{version}, {found.path}", remedy="")
 
 
 def missing(findings: Sequence[Finding]) -> list[str]:

@@ -46,7 +46,8 @@ class PortForward:
     One thread does all of it: a TLS connection is not for two at a time.
 
     Raises:
-        KubernetesError: no such pod, no right to ``get`` and ``create`` ``pods/portforward``, or no answer.
+        KubernetesError: no such pod, no right to ``get`` and ``create`` on
+            ``pods/portforward``, or no answer.
     """
 
     def __init__(
@@ -208,7 +209,8 @@ def _refusal(error: OSError | WebSocketException, where: str) -> KubernetesError
         return KubernetesError(f"{where}: {_words(error)}")
     code = error.response.status_code
     told = {
-        # 'get' before Kubernetes 1.35, 'create' from then on (AuthorizePodWebsocketUpgradeCreatePermission).
+        # 'get' before Kubernetes 1.35, 'create' from then on: its feature gate
+        # AuthorizePodWebsocketUpgradeCreatePermission.
         http.client.FORBIDDEN: "no permission: 'get' and 'create' on 'pods/portforward' are needed",
         http.client.UNAUTHORIZED: "the API server does not know these credentials (401)",
         http.client.NOT_FOUND: "there is no such pod",

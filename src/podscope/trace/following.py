@@ -222,7 +222,7 @@ class Following:
         return job.node if first.name == job.name else f"{job.node} ({job.name[-8:]})"
 
     def _speaker(self, job: KeptJob) -> Speaker:
-        return Speaker(job, Reader(f"node {job.node}"), since=time.monotonic())
+        return Speaker(job, Reader(f"node {job.node}", strict=False), since=time.monotonic())
 
     def _is_done(self) -> bool:
         with self._lock:
@@ -453,7 +453,7 @@ def read_logs(asked: Traces, kept: Kept) -> Gathered:
 
 def _report(log: bytes, job: KeptJob, why: str) -> Report:
     """What one pod has written."""
-    reader = Reader(f"node {job.node}")
+    reader = Reader(f"node {job.node}", strict=False)
     lines: list[Line] = []
     said = ""
     for line in log.decode("utf-8", "replace").splitlines():

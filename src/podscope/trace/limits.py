@@ -105,11 +105,13 @@ class Limits:
 def are_above(root: Path = _ROOT) -> bool:
     """Whether this process itself has a limit of memory, as in a container."""
     own = _own_paths()
-    for directory, file in (("", "memory.max"), ("memory", "memory.limit_in_bytes")):
-        path = own.get(directory, "/").lstrip("/")
-        with suppress(OSError, ValueError):
-            told = (root / directory / path / file).read_text().strip()
-            return told != "max" and int(told) < _NO_LIMIT
+    for controller, file in (("", "memory.max"), ("memory", "memory.limit_in_bytes")):
+        mount = root / controller
+        # In a container, its own cgroup may be mounted, though the path is the host's.
+        for place in (mount / own.get(controller, "").lstrip("/"), mount):
+            with suppress(OSError, ValueError):
+                if int((place / file).read_text()) < _NO_LIMIT:
+                    return True
     return False
 
 

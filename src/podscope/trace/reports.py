@@ -216,10 +216,13 @@ class Reader:
 
     Args:
         place: where they come from, for errors.
+        strict: refuse lines that are none; else they are counted.
     """
 
-    def __init__(self, place: str) -> None:
+    def __init__(self, place: str, *, strict: bool = True) -> None:
         self._place = place
+        self._strict = strict
+        self._broken = 0
         self._lines = 0
         self._came = 0
         self._cut = ""
@@ -237,6 +240,9 @@ class Reader:
             raise UsageError(self._cut)
         self._lines += 1
         told = _loaded(line)
+        if told is None and not self._strict:
+            self._broken += 1
+            return ()
         if told is None:
             self._cut = f"{self._place}, line {self._lines}: no line of a trace"
             return ()
@@ -248,6 +254,7 @@ class Reader:
     def again(self) -> None:
         """What comes next is a new copy of the same lines: from the beginning, or from later on."""
         self._cut = ""
+        self._broken = 0
 
     def end(self) -> Report:
         """All that was said. Raises UsageError: nothing was."""
@@ -273,7 +280,11 @@ class Reader:
         new = lines[max(self._came - before, 0) :]
         missing = max(before - self._came, 0)
         self._came = max(self._came, before + len(lines))
-        kept = report.lost.get("log", 0) + missing
+        lost = dict(told["lost"])
+        if missing := report.lost.get("log", 0) + missing:
+            lost["log"] = missing
+        if self._broken:
+            lost["broken_lines"] = lost.get("broken_lines", 0) + self._broken
         maps, shapes = report.maps, report.shapes
         if "maps" in told:
             pairs = [_map_back(one) for one in told["maps"]]
@@ -283,7 +294,7 @@ class Reader:
             report,
             maps=maps,
             shapes=shapes,
-            lost=dict(told["lost"]) | ({"log": kept} if kept else {}),
+            lost=lost,
             full=dict(told["full"]),
             time_ns=int(told["time_ns"]),
             ended=bool(told["last"]),
