@@ -218,6 +218,9 @@ LABELS: dict[str, tuple[str, ...]] = {
     "lost": ("reason",),
 }
 
+# Kinds whose rows are sums or states of an interval, not events.
+SUMS = frozenset({"listen", "tcp", "dns", "lost"})
+
 
 def is_label(kind: str, field: Field) -> bool:
     """Whether a field of a kind of rows is a label of its metrics."""

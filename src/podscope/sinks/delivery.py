@@ -36,6 +36,7 @@ from podscope.sinks.rows import SERVICE
 from podscope.sinks.rows import Rows
 from podscope.sinks.rows import RowsError
 from podscope.sinks.rows import of_batches
+from podscope.sinks.rows import of_losses
 
 if TYPE_CHECKING:
     from podscope.batch import Batch
@@ -96,6 +97,8 @@ class Delivery:
         self._condition = threading.Condition()
         self._queue: deque[Batch] = deque()
         self._queued_bytes = 0
+        self._lost: dict[str, int] = {}
+        self._lost_ns = 0
         limits = settings.queue
         self._backlog = Backlog(DiskQueue(limits.path, limits.disk) if limits.disk else None)
         self._most_rows: int = getattr(sink, "most_rows", PIECE)
@@ -110,7 +113,9 @@ class Delivery:
         self._thread.start()
 
     def put(self, batch: Batch) -> None:
-        """Gives rows to the sink; never waits."""
+        """Gives rows and losses to the sink; never waits."""
+        if any(batch.lost.values()) and all("lost" in some for some in self._kinds):
+            self._note_lost(batch)
         if len(batch) == 0 or any(batch.kind not in some for some in self._kinds):
             return
         size = batch.rows.nbytes
@@ -124,6 +129,13 @@ class Delivery:
             self._queued_bytes += size
             if self._is_half_full():
                 self._condition.notify()
+
+    def _note_lost(self, batch: Batch) -> None:
+        """What was lost is a row for each reason, with the next delivery."""
+        with self._condition:
+            self._lost_ns = batch.time_ns
+            for reason, count in batch.lost.items():
+                self._lost[reason] = self._lost.get(reason, 0) + count
 
     def stop(self, seconds: float) -> None:
         """Sends what is left, for so long; call ``join`` afterwards."""
@@ -173,7 +185,9 @@ class Delivery:
     def _is_done(self) -> bool:
         if self._deadline is None:
             return False
-        return not (self._queue or self._backlog) or time.monotonic() >= self._deadline
+        return (
+            not (self._queue or self._lost or self._backlog) or time.monotonic() >= self._deadline
+        )
 
     def _wait(self, due: float) -> None:
         """Until there is something to do: the time has come, the queue fills, or it is the end."""
@@ -213,7 +227,10 @@ class Delivery:
             return
         with self._condition:
             batches = [self._pop() for _ in range(len(self._queue))]
+            lost, self._lost = of_losses(self._lost, self._lost_ns, self._resource), {}
         try:
+            if len(lost):
+                self._drop(self._backlog.add(lost), "queue_full")
             also_by = getattr(self._sink, "also_by", None)
             for rows in of_batches(batches, self.settings.by, self._resource, also_by):
                 for piece in self._chosen(rows).pieces(self._most_rows):
@@ -229,6 +246,7 @@ class Delivery:
             self._fail(f"{type(error).__name__}: {error}")
 
     def _chosen(self, rows: Rows) -> Rows:
+        """Those that the sink's filters keep."""
         keep = np.ones(len(rows), dtype=np.bool_)
         if self.settings.sides and "side" in rows.columns:
             keep &= np.isin(rows.columns["side"].astype(str), self.settings.sides)
@@ -354,6 +372,7 @@ class Delivery:
         with self._condition:
             while self._queue:
                 self._drop(len(self._pop()), "ended")
+            self._drop(len(self._lost), "ended")
 
 
 def backoff(failures: int) -> float:

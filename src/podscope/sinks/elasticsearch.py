@@ -23,6 +23,7 @@ from podscope import render
 from podscope.errors import PodscopeError
 from podscope.schema import Array
 from podscope.schema import Field
+from podscope.schema_metrics import SUMS
 from podscope.settings import Duration
 from podscope.settings import Secret
 from podscope.sinks import elastic_templates as templates
@@ -222,20 +223,20 @@ def documents(rows: Rows, *, histograms: bool) -> bytes:
     """
     common = {
         "event.dataset": f"podscope.{rows.kind}",
-        "event.kind": "metric" if rows.kind in templates.SUMS else "event",
+        "event.kind": "metric" if rows.kind in templates.SUMS | SUMS else "event",
         **rows.resource,
     }
     called = templates.names(rows.fields)
     encoders = [
         (rows.columns[one.name], partial(_members, one, called[one.name])) for one in rows.fields
     ]
-    if rows.le is not None:
+    if rows.kind in templates.SUMS and rows.le is not None:
         cumulative = np.cumsum(rows.le, axis=1)
         encoders += [
             (cumulative[:, n], partial(_ints, name)) for n, name in enumerate(templates.LE_NAMES)
         ]
     fixed, varying = apart(encoders)
-    if rows.buckets is not None and histograms:
+    if rows.kind in templates.SUMS and rows.buckets is not None and histograms:
         varying.append(_histograms(rows.buckets))
     end = "".join(fixed) + json.dumps(common, separators=(",", ":"))[1:]
     told = joined(varying, len(rows), "")

@@ -45,10 +45,7 @@ def families(
     texts = [_text(labels[place]) for place in shot.places.tolist()]
     for column, metric in enumerate(metrics):
         values = shot.values[:, column]
-        told = ~np.isnan(values)
-        if metric.type == "histogram":
-            told &= shot.le[:, -1] > 0
-        some = np.flatnonzero(told)
+        some = np.flatnonzero(~np.isnan(values))
         if not len(some):
             continue
         name = metric.prometheus_name

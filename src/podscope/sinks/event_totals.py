@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from dataclasses import fields
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -246,3 +248,44 @@ def _told(names: Sequence[str], values: Sequence[object]) -> Iterator[tuple[str,
     for name, value in zip(names, values, strict=True):
         if isinstance(value, (str, int)) and value:
             yield name, value
+
+
+class EventTelling:
+    """Totals of all kinds for a sink that is told again and again, and what of them is to be sent.
+
+    Rows that are sent again are not added once more, and what was taken is not sent once more.
+
+    Args:
+        buckets: as of `EventTotals`.
+        series: so many are sent at once.
+    """
+
+    def __init__(self, *, buckets: bool, series: int) -> None:
+        self.left: deque[EventShot] = deque()
+        self._buckets = buckets
+        self._series = series
+        self._totals: dict[str, EventTotals] = {}
+        self._mark: tuple[str, int, int] | None = None
+
+    def add(self, rows: Rows) -> EventTotals:
+        """The totals of the rows' kind, with them; ``left`` is what is to be sent of it."""
+        totals = self._totals.setdefault(rows.kind, EventTotals(rows.kind, buckets=self._buckets))
+        if rows.mark != self._mark:
+            self._mark = rows.mark
+            totals.add(rows)
+            self.left = deque(totals.recent().pieces(self._series))
+        return totals
+
+    def halve(self) -> bool:
+        """Makes two of the first of what is left; False: it has one series."""
+        first = self.left[0]
+        if len(first) == 1:
+            return False
+        self.left.popleft()
+        self.left.extendleft([*first.pieces((len(first) + 1) // 2)][::-1])
+        return True
+
+    def told_of(self) -> None:
+        """The first of what is left has no new series any more."""
+        first = self.left[0]
+        self.left[0] = replace(first, fresh=np.zeros_like(first.fresh))

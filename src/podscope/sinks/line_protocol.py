@@ -18,6 +18,7 @@ from podscope import red
 from podscope import schema
 from podscope.schema import Array
 from podscope.schema import Field
+from podscope.schema_metrics import METRICS
 from podscope.sinks.columns import apart
 from podscope.sinks.columns import joined
 from podscope.sinks.rows import Rows
@@ -79,7 +80,7 @@ def lines_of(rows: Rows, measurement: str, distinct: Distinct) -> str:
     # All of them in their order, whatever a delivery has: the same series is the same text.
     series = joined([_tags(one, columns[one.name]) for one in tags], len(rows), "")
     encoders = [(columns[one.name], partial(_values, one)) for one in values]
-    if rows.le is not None:
+    if rows.kind not in METRICS and rows.le is not None:
         cumulative = np.cumsum(rows.le, axis=1)
         encoders += [(cumulative[:, n], partial(_integers, name)) for n, name in enumerate(_LE)]
     same_values, other_values = apart(encoders)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows by OTLP over HTTP, as protocol buffers: kind http as metrics, other kinds as logs."""
+"""Rows by OTLP over HTTP, as protocol buffers: sums as metrics, single events as logs."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from typing import Literal
 
 from msgspec import Meta
 
+from podscope.schema_metrics import METRICS
+from podscope.schema_metrics import SUMS
 from podscope.settings import Secret
 from podscope.settings import Url
 from podscope.sinks import otlp_messages
 from podscope.sinks.cumulative import Cumulative
 from podscope.sinks.cumulative import Telling
+from podscope.sinks.event_totals import EventTelling
 from podscope.sinks.http_client import Client
 from podscope.sinks.http_client import ServerSettings
 from podscope.sinks.plugin import Refused
@@ -54,14 +57,20 @@ class Otlp:
         self._signals = settings.signals
         self._totals = Cumulative(buckets=True)
         self._telling = Telling(self._totals, SERIES_AT_ONCE)
-        self.only_kinds = ("http",) if "logs" not in settings.signals else ()
+        self._events = EventTelling(buckets=True, series=SERIES_AT_ONCE)
+        self.only_kinds = ("http", *METRICS) if "logs" not in settings.signals else ()
 
     def send(self, rows: Rows) -> None:
         """Sends the rows; raises NotTaken as ``Sink.send`` says."""
-        if rows.kind != "http":
+        with_metrics = "metrics" in self._signals
+        if rows.kind == "http":
+            if with_metrics:
+                self._metrics(rows)
+            return
+        if with_metrics and rows.kind in METRICS:
+            self._event_metrics(rows)
+        if "logs" in self._signals and not (with_metrics and rows.kind in SUMS):
             self._post("logs", otlp_messages.logs(rows))
-        elif "metrics" in self._signals:
-            self._metrics(rows)
 
     def _metrics(self, rows: Rows) -> None:
         self._telling.add(rows)
@@ -72,6 +81,17 @@ class Otlp:
                 "metrics", otlp_messages.metrics(shot, labels, sides, rows.resource, rows.time_ns)
             )
             self._telling.done()
+
+    def _event_metrics(self, rows: Rows) -> None:
+        totals = self._events.add(rows)
+        while self._events.left:
+            self._post(
+                "metrics",
+                otlp_messages.event_metrics(
+                    self._events.left[0], totals, rows.resource, rows.time_ns
+                ),
+            )
+            self._events.left.popleft()
 
     def _post(self, signal: str, body: bytes) -> None:
         answer = self._client.send("POST", f"/v1/{signal}", body, headers=self._headers)

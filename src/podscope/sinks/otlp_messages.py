@@ -20,12 +20,15 @@ from podscope import __version__
 from podscope import red
 from podscope.schema import Array
 from podscope.schema import Field
+from podscope.schema_metrics import Metric
 from podscope.sinks import protobuf
 from podscope.sinks.columns import apart
 from podscope.sinks.columns import joined
 from podscope.sinks.cumulative import SIDES
 from podscope.sinks.cumulative import Labels
 from podscope.sinks.cumulative import Shot
+from podscope.sinks.event_totals import EventShot
+from podscope.sinks.event_totals import EventTotals
 from podscope.sinks.rows import Rows
 
 CUMULATIVE = 2
@@ -259,7 +262,11 @@ def _metric(name: str, text: str, unit: str, data: bytes) -> bytes:
 
 def _histogram(shot: Shot, row: int, labels: Labels, head: bytes) -> bytes:
     """An ExponentialHistogramDataPoint of scale 3."""
-    counts = shot.buckets[row]
+    total, seconds = int(shot.count[row]), float(shot.sum[row])
+    return _exponential(shot.buckets[row], total, seconds, labels, head)
+
+
+def _exponential(counts: Array, total: int, seconds: float, labels: Labels, head: bytes) -> bytes:
     used = np.flatnonzero(counts)
     first, last = (int(used[0]), int(used[-1])) if len(used) else (0, -1)
     buckets = protobuf.signed(1, red.OFFSET + first) + protobuf.packed(2, counts[first : last + 1])
@@ -267,9 +274,70 @@ def _histogram(shot: Shot, row: int, labels: Labels, head: bytes) -> bytes:
         (
             *(attribute(1, name, value) for name, value in labels),
             head,
-            protobuf.fixed64(4, int(shot.count[row])),
-            protobuf.double(5, float(shot.sum[row])),
+            protobuf.fixed64(4, total),
+            protobuf.double(5, seconds),
             protobuf.signed(6, red.SCALE),
             protobuf.of_length(8, buckets),
         )
     )
+
+
+def event_metrics(
+    shot: EventShot, totals: EventTotals, resource: Mapping[str, str], time_ns: int
+) -> bytes:
+    """An ExportMetricsServiceRequest of the metrics of one kind of rows beside HTTP.
+
+    Args:
+        shot: the totals of some of its series.
+        totals: whose metrics and labels they have.
+        resource: what all have in common.
+        time_ns: of the totals.
+    """
+    common = b"".join(attribute(1, name, value) for name, value in resource.items())
+    points: dict[bytes, list[list[bytes]]] = {}
+    for row, place in enumerate(shot.places.tolist()):
+        labels = totals.labels[place]
+        owner, told = _split(labels, resource.get("host.name", ""))
+        told = tuple(one for one in told if one[0] != "url.scheme")
+        some = points.setdefault(owner, [[] for _ in totals.metrics])
+        head = protobuf.fixed64(2, int(shot.start_ns[row])) + protobuf.fixed64(3, time_ns)
+        for column, metric in enumerate(totals.metrics):
+            if not math.isnan(shot.values[row, column]):
+                some[column].append(_point(shot, (row, column), metric.type, told, head))
+    return b"".join(
+        protobuf.of_length(
+            1,
+            _resource(common + owner)
+            + protobuf.of_length(2, _SCOPE + b"".join(map(_of_points, totals.metrics, some))),
+        )
+        for owner, some in points.items()
+    )
+
+
+def _point(shot: EventShot, at: tuple[int, int], kind: str, labels: Labels, head: bytes) -> bytes:
+    row, column = at
+    number = float(shot.values[row, column])
+    if kind == "histogram":
+        counts = shot.buckets[row]
+        total = int(shot.le[row, -1])
+        return protobuf.of_length(1, _exponential(counts, total, number, labels, head))
+    value = (
+        protobuf.double(4, number)
+        if kind == "gauge"
+        else protobuf.key(6, 1) + int(number).to_bytes(8, "little", signed=True)
+    )
+    told = b"".join(attribute(7, name, one) for name, one in labels)
+    return protobuf.of_length(1, told + head + value)
+
+
+def _of_points(metric: Metric, points: Sequence[bytes]) -> bytes:
+    """A Metric; nothing where no series has a value."""
+    if not points:
+        return b""
+    temporality = protobuf.number(2, CUMULATIVE)
+    data = {
+        "gauge": lambda all_: protobuf.of_length(5, all_),
+        "counter": lambda all_: protobuf.of_length(7, all_ + temporality + protobuf.number(3, 1)),
+        "histogram": lambda all_: protobuf.of_length(10, all_ + temporality),
+    }
+    return _metric(metric.name, metric.text, metric.unit, data[metric.type](b"".join(points)))

@@ -56,7 +56,8 @@ class Outputs:
         tell: Callable[[str], None],
     ) -> None:
         self._resource = dict(resource)
-        self._kinds = tuple(kinds)
+        # Losses are rows wherever something can be lost.
+        self._kinds = (*kinds, "lost")
         self._grace = grace
         self._tell = tell
         self._all: dict[str, Delivery] = {}

@@ -6,6 +6,7 @@ https://prometheus.io/docs/specs/prw/remote_write_spec_2_0
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Annotated
@@ -18,6 +19,7 @@ import numpy as np
 from msgspec import Meta
 
 from podscope.schema import Array
+from podscope.schema_metrics import METRICS
 from podscope.settings import Secret
 from podscope.settings import Url
 from podscope.sinks import remote_write
@@ -27,6 +29,7 @@ from podscope.sinks.cumulative import Cumulative
 from podscope.sinks.cumulative import Labels
 from podscope.sinks.cumulative import Shot
 from podscope.sinks.cumulative import Telling
+from podscope.sinks.event_write import EventWriter
 from podscope.sinks.exemplars import Exemplars
 from podscope.sinks.exemplars import OfSeries
 from podscope.sinks.http_client import Client
@@ -86,11 +89,17 @@ class Prometheus:
         self._known: dict[int, tuple[Labels, Template]] = {}
         self._exemplars = Exemplars(settings.by)
         self._of_places: dict[int, OfSeries] = {}
+        self._events = EventWriter(
+            self._sent, self._client.said, job=settings.job, native=settings.native
+        )
         self.notes: list[str] = []
-        self.only_kinds = ("http",) if settings.version == 1 else ("http", "request")
+        self.only_kinds = ("http", *METRICS, *(("request",) if settings.version > 1 else ()))
 
     def send(self, rows: Rows) -> None:
         """Writes the totals with these rows; raises NotTaken as ``Sink.send`` says."""
+        if rows.kind in METRICS:
+            self._events.send(rows)
+            return
         if rows.kind == "request":
             if self._version > 1:
                 self._exemplars.note(rows)
@@ -139,16 +148,24 @@ class Prometheus:
     def _post(
         self, templates: Sequence[Template], shot: Shot, times: Array, since: Array | None
     ) -> httpx.Response:
-        """The answer to a request of the version that the server takes."""
         native = self._settings.native
+        examples = self._of_places if since is not None else {}
+
+        def made(version: int) -> bytes:
+            if version == 1:
+                return remote_write.request(templates, shot, times, native=native)
+            both = (times, since)
+            return remote_write_v2.request(templates, shot, both, examples, native=native)
+
+        return self._sent(made)
+
+    def _sent(self, made: Callable[[int], bytes]) -> httpx.Response:
+        """The answer to a request of the version that the server takes; ``made`` makes it."""
         if self._version > 1:
-            examples = self._of_places if since is not None else {}
-            body = remote_write_v2.request(templates, shot, (times, since), examples, native=native)
-            answer = self._answer(body, remote_write_v2.CONTENT_TYPE, remote_write_v2.VERSION)
+            answer = self._answer(made(2), remote_write_v2.CONTENT_TYPE, remote_write_v2.VERSION)
             if not self._may_be_older(answer):
                 return answer
-        body = remote_write.request(templates, shot, times, native=native)
-        answer_1 = self._answer(body, remote_write.CONTENT_TYPE, remote_write.VERSION)
+        answer_1 = self._answer(made(1), remote_write.CONTENT_TYPE, remote_write.VERSION)
         if self._version > 1 and answer_1.is_success:
             self._version = 1
             self.notes.append(

@@ -159,7 +159,7 @@ def of_batches(
         if not filled:
             continue
         if kind in merge.RULES:
-            yield replace(_plain(merge.merged(of_kind)), resource=resource or {})
+            yield replace(_sums(merge.merged(of_kind)), resource=resource or {})
             continue
         if kind != "http":
             for some in _portions(filled):
@@ -216,9 +216,11 @@ def _plain(batch: Batch) -> Rows:
         columns={one.name: column for one, column in told},
         time_ns=batch.time_ns,
         interval=batch.interval,
-        le=_member(batch, "le"),
-        buckets=_member(batch, "buckets"),
     )
+
+
+def _sums(batch: Batch) -> Rows:
+    return replace(_plain(batch), le=_member(batch, "le"), buckets=_member(batch, "buckets"))
 
 
 def of_metrics(batch: Batch) -> Rows:
