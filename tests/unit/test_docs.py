@@ -16,6 +16,9 @@ from podscope import schema
 from podscope.__main__ import command_parser
 from podscope.__main__ import load
 from podscope.commands import COMMANDS
+from podscope.schema_metrics import LABELS
+from podscope.schema_metrics import LOST as LOST_FIELDS
+from podscope.schema_metrics import METRICS as METRICS_BELOW
 from podscope.sinks import prometheus
 from podscope.sources import source as sources
 
@@ -103,6 +106,7 @@ def test_reference_has_no_section_of_a_command_that_is_not_there():
     [
         ("http", schema.HTTP),
         ("request", schema.REQUEST),
+        ("lost", LOST_FIELDS),
         *((kind, sources.fields_of(kind)) for kind in sources.kinds()),
     ],
     ids=lambda v: str(v)[:7],
@@ -169,6 +173,20 @@ def test_every_metric_is_in_the_reference_with_its_type():
     assert len(metrics) == 15
     documented = re.findall(r"^\| `(\w+)` \| (\w+) ", table, re.M)
     assert sorted(documented) == sorted(metrics)
+
+
+def test_every_metric_below_http_is_in_the_reference_with_its_type_and_unit():
+    # GIVEN
+    table = section(METRICS, "Below HTTP")
+
+    # WHEN
+    documented = re.findall(r"^\| `(\w+)` \| (\w+) \| (\w*) ?\|", table, re.M)
+
+    # THEN
+    below = [one for kind, some in METRICS_BELOW.items() if kind != "lost" for one in some]
+    assert documented == [(one.prometheus_name, one.type, one.prometheus_unit) for one in below]
+    names = {name.replace(".", "_") for kind in LABELS if kind != "lost" for name in LABELS[kind]}
+    assert [name for name in names if f"`{name}`" not in table] == []
 
 
 def test_every_label_is_in_the_reference():

@@ -8,6 +8,7 @@ import time
 from collections.abc import Collection
 from collections.abc import Mapping
 from dataclasses import dataclass
+from mmap import PAGESIZE
 from typing import Any
 from typing import ClassVar
 from typing import Self
@@ -203,7 +204,7 @@ class DnsSource:
             ("names_0", self._options.max_names),
             ("names_1", self._options.max_names),
             ("queries", self._options.max_queries),
-            ("lookups", self._options.ring_bytes),
+            ("lookups", self._options.ring_bytes if "dns_lookup" in self._kinds else PAGESIZE),
         ):
             program.resize_map(name, entries)
 

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from mmap import PAGESIZE
 from typing import Any
 from typing import ClassVar
 from typing import Self
@@ -167,7 +168,7 @@ class TcpSource:
         program.resize_map("connections", self._options.max_connections)
         for name in ("sums_0", "sums_1", "chunks_0", "chunks_1"):
             program.resize_map(name, self._options.max_series)
-        program.resize_map("events", self._options.ring_bytes)
+        program.resize_map("events", self._options.ring_bytes if self._wanted else PAGESIZE)
 
     def _open_maps(self) -> None:
         record = self._object.dtype("tcp_event")
