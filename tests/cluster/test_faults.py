@@ -11,24 +11,22 @@ import time
 from pathlib import Path
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 from workloads import SPACE
 from workloads import Watching
+from workloads import agents
 from workloads import container
 from workloads import counts
 from workloads import create
 from workloads import delete
-from workloads import is_ready
 from workloads import log
+from workloads import measured
 from workloads import patch
 from workloads import pod
 from workloads import pods
 from workloads import python
 from workloads import wait
 
-from podscope.identity.kubeconfig import from_kubeconfig
 from podscope.identity.kubernetes_client import KubernetesError
-from podscope.identity.port_forward import PortForward
 
 pytestmark = pytest.mark.usefixtures("installed")
 
@@ -73,32 +71,9 @@ def answered(cluster, name: str) -> int:
     return int(log(cluster, name).split()[-1])
 
 
-def metrics(cluster, agent: str) -> str:
-    server = from_kubeconfig(cluster.kubeconfig)
-    with PortForward(server, "podscope", agent, 9435) as forward:
-        forward.socket.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
-        whole = b"".join(iter(lambda: forward.socket.recv(1 << 16), b""))
-    return whole.partition(b"\r\n\r\n")[2].decode()
-
-
-def agents(cluster) -> list[str]:
-    selector = "app.kubernetes.io/component=agent"
-    found = pods(cluster, selector, "podscope")
-    return [one["metadata"]["name"] for one in found if is_ready(one)]
-
-
 def exchanges(cluster, name: str) -> float:
     """Exchanges of a pod as a client, in the metrics of all agents."""
-    total = 0.0
-    for agent in agents(cluster):
-        for family in text_string_to_metric_families(metrics(cluster, agent)):
-            total += sum(
-                sample.value
-                for sample in family.samples
-                if sample.name == "http_client_request_duration_seconds_count"
-                and sample.labels.get("k8s_pod_name") == name
-            )
-    return total
+    return measured(cluster, "http_client_request_duration_seconds_count", k8s_pod_name=name)
 
 
 @pytest.fixture

@@ -14,6 +14,11 @@ from typing import TYPE_CHECKING
 from typing import Any
 from typing import Self
 
+from prometheus_client.parser import text_string_to_metric_families
+
+from podscope.identity.kubeconfig import from_kubeconfig
+from podscope.identity.port_forward import PortForward
+
 if TYPE_CHECKING:
     from conftest import Cluster
 
@@ -159,6 +164,32 @@ def log(cluster: Cluster, name: str, container: str = "", namespace: str = SPACE
     query = {"container": container} if container else {}
     path = f"api/v1/namespaces/{namespace}/pods/{name}/log"
     return bytes(cluster.connection.get(path, query, 30))
+
+
+def agents(cluster: Cluster) -> list[str]:
+    """Names of the agents that are ready."""
+    found = pods(cluster, "app.kubernetes.io/component=agent", "podscope")
+    return [one["metadata"]["name"] for one in found if is_ready(one)]
+
+
+def page(cluster: Cluster, agent: str, path: str) -> str:
+    """What an agent answers."""
+    server = from_kubeconfig(cluster.kubeconfig)
+    with PortForward(server, "podscope", agent, 9435) as forward:
+        forward.socket.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
+        whole = b"".join(iter(lambda: forward.socket.recv(1 << 16), b""))
+    return whole.partition(b"\r\n\r\n")[2].decode()
+
+
+def measured(cluster: Cluster, name: str, **labels: str) -> float:
+    """The sum of a metric's samples with some labels, of all agents."""
+    return sum(
+        sample.value
+        for agent in agents(cluster)
+        for family in text_string_to_metric_families(page(cluster, agent, "/metrics"))
+        for sample in family.samples
+        if sample.name == name and labels.items() <= sample.labels.items()
+    )
 
 
 def logged(cluster: Cluster, name: str, container: str = "") -> int:
