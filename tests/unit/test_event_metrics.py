@@ -212,6 +212,20 @@ def test_idle_series_give_their_places_to_new_ones():
     assert {labels["server_port"]: value for labels, value in found} == {"3": 1, "1": 1}
 
 
+def test_an_idle_series_that_comes_again_keeps_its_place():
+    # GIVEN a full table whose series are idle for a day
+    def accepts(seconds: float, *ports: int) -> Batch:
+        rows = [{"side": SERVER, "port": port, "accepts": 1} for port in ports]
+        return event_batches.batch("tcp", *rows, seconds=seconds)
+
+    # WHEN one of them comes again together with a new one
+    totals = of(accepts(0, 1, 2), accepts(86400, 1, 3), series=2)
+
+    # THEN
+    found = samples(totals)["podscope_tcp_accepts_total"]
+    assert {labels["server_port"]: value for labels, value in found} == {"1": 2, "3": 1}
+
+
 def test_memory_is_bounded_whatever_comes():
     # GIVEN / WHEN
     totals = EventTotals("tcp", series=50)

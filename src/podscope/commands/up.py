@@ -116,7 +116,8 @@ def counted(
     for batch in batches:
         totals.add(batch)
         totals.tell(lost(), cost())
-        ready.set()
+        if batch.kind == "http":
+            ready.set()
         yield batch
 
 

@@ -15,6 +15,8 @@ from podscope.sinks.cumulative import Labels
 from podscope.sinks.event_totals import EventShot
 
 _BOUNDS = (*(str(bound) for bound in red.CLASSIC_BOUNDS), "+Inf")
+# Other threads wait no longer than the text of so many takes.
+_SERIES_AT_ONCE = 256
 
 
 def head(name: str, kind: str, unit: str, text: str, openmetrics: bool) -> bytes:
@@ -49,14 +51,16 @@ def families(
         if not len(some):
             continue
         name = metric.prometheus_name
-        mine = [texts[row] for row in some.tolist()]
-        lines = (
-            _histogram(name, mine, shot.le[some], values[some])
-            if metric.type == "histogram"
-            else _plain(name, metric.type, mine, values[some])
-        )
-        start = head(name, metric.type, metric.prometheus_unit, metric.text, openmetrics)
-        yield start + "".join(lines).encode()
+        yield head(name, metric.type, metric.prometheus_unit, metric.text, openmetrics)
+        for start in range(0, len(some), _SERIES_AT_ONCE):
+            part = some[start : start + _SERIES_AT_ONCE]
+            mine = [texts[row] for row in part.tolist()]
+            lines = (
+                _histogram(name, mine, shot.le[part], values[part])
+                if metric.type == "histogram"
+                else _plain(name, metric.type, mine, values[part])
+            )
+            yield "".join(lines).encode()
 
 
 def _text(labels: Labels) -> str:

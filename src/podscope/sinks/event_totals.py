@@ -28,6 +28,8 @@ from podscope.sinks.rows import Rows
 # A gauge is the highest of the last minute, kept in quarters.
 SLOTS = 4
 SLOT_NS = 15 * 10**9
+# A full table is looked through so often.
+EVICT_NS = 10**9
 CLOSED = "podscope.listen.closed"
 # Of the first place, whose series takes what no longer fits.
 _OVERFLOWING = 0
@@ -83,7 +85,8 @@ class EventTotals:
         self.overflowed = 0  # rows whose labels did not fit
         self._kind = kind
         self._most = series + 1
-        self._place: dict[tuple[object, ...], int] = {}
+        self._place: dict[Labels, int] = {}
+        self._known: dict[tuple[str, ...], dict[tuple[object, ...], int]] = {}
         self._free: list[int] = []
         has_histogram = any(one.type == "histogram" for one in self.metrics)
         gauges = [place for place, one in enumerate(self.metrics) if one.type == "gauge"]
@@ -99,6 +102,7 @@ class EventTotals:
         self._live_ns = np.zeros(1, dtype=np.int64)
         self._told = np.zeros(1, dtype=np.bool_)
         self._latest_ns = 0
+        self._tried_ns = 0
 
     def __len__(self) -> int:
         return len(self._place)
@@ -184,19 +188,32 @@ class EventTotals:
     def _places(self, rows: Rows) -> list[int]:
         told = [one for one in rows.fields if is_label(self._kind, one)]
         columns = [rows.columns[one.name].tolist() for one in told]
-        names = [one.name for one in told]
+        names = tuple(one.name for one in told)
+        # Labels are made once for each set of values that comes again.
+        if sum(map(len, self._known.values())) > 4 * self._most:
+            self._known.clear()
+        known = self._known.setdefault(names, {})
         sides = rows.columns["side"].tolist() if "side" in rows.columns else [""] * len(rows)
         start_ns = rows.time_ns - round(rows.interval * 1e9)
-        found = []
-        for side, *key in zip(sides, *columns, strict=True):
-            labels = tuple(_told(names, key))
-            place = self._place.get(labels)
-            found.append(self._new(labels, side or "", start_ns) if place is None else place)
+        found: list[int] = []
+        for side, key in zip(sides, zip(*columns, strict=True), strict=True):
+            place = known.get(key)
+            if place is None:
+                labels = tuple(_told(names, key))
+                place = self._place.get(labels, -1)
+                if place < 0:
+                    if not self._has_room():
+                        self._evict(start_ns, found)
+                    place = self._new(labels, side or "", start_ns)
+                if place != _OVERFLOWING:  # there may be room for it later
+                    known[key] = place
+            found.append(place)
         return found
 
+    def _has_room(self) -> bool:
+        return bool(self._free) or len(self.labels) < self._most
+
     def _new(self, labels: Labels, side: str, start_ns: int) -> int:
-        if not self._free and len(self.labels) >= self._most:
-            self._evict(start_ns)
         if self._free:
             place = self._free.pop()
             self.labels[place], self._sides[place] = labels, side
@@ -207,7 +224,6 @@ class EventTotals:
             if place == len(self._seen_ns):
                 self._resize(2 * place)
         else:
-            # Not remembered: there may be room for it later.
             self._start_ns[_OVERFLOWING] = self._start_ns[_OVERFLOWING] or start_ns
             return _OVERFLOWING
         self._place[labels] = place
@@ -220,10 +236,17 @@ class EventTotals:
             more = np.full((size - len(array), *array.shape[1:]), empty, array.dtype)
             setattr(self, name, np.concatenate([array, more]))
 
-    def _evict(self, now_ns: int) -> None:
-        """Frees the places of idle series; those that come again begin at zero."""
-        idle = set(np.flatnonzero(self._seen_ns < now_ns - IDLE_NS).tolist()) - {_OVERFLOWING}
+    def _evict(self, now_ns: int, held: Sequence[int]) -> None:
+        """Frees the places of idle series but for some; those that come again begin at zero."""
+        if now_ns < self._tried_ns + EVICT_NS:
+            return
+        self._tried_ns = now_ns
+        idle = set(np.flatnonzero(self._seen_ns < now_ns - IDLE_NS).tolist())
+        idle -= {_OVERFLOWING, *held}
         gone = {labels: place for labels, place in self._place.items() if place in idle}
+        if gone:
+            for one in self._known.values():
+                one.clear()
         for labels, place in gone.items():
             del self._place[labels]
             self._free.append(place)

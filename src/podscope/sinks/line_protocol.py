@@ -43,6 +43,7 @@ _FEW = frozenset(
         "podscope.dns.response_code",
         "podscope.oom.scope",
         "podscope.tcp.event",
+        "reason",
     }
 )
 TAGS = (_KNOWN | _FEW | {"host.name", "k8s.cluster.name"}) - _UNBOUNDED
