@@ -308,7 +308,7 @@ class Agent:
         kinds: of other sources, whose rows come all the time.
 
     Attributes:
-        refused: why this node cannot run a source of these, by name; the others go on.
+        refused: why a source of these does not run, by name; the others go on.
 
     Raises:
         PodscopeError: no rights, or a host that cannot run the programs.
@@ -329,7 +329,7 @@ class Agent:
             source.close()
             raise
         try:
-            feeds, self.refused, self._names = self._opened(kinds, {})
+            feeds, refused, self._names = self._opened(kinds, {})
         except BaseException:
             self.identities.close()
             source.close()
@@ -337,6 +337,8 @@ class Agent:
         self._source = source
         self._names |= dict.fromkeys(KINDS, Named(self.identities))
         self._watch = Watch(source, (*KINDS, *kinds), interval, self.identities, feeds)
+        self.refused = self._watch.refused
+        self.refused |= refused
         self._others: set[Watch] = set()
         self._streams = streams
         self._log_lock = threading.Lock()

@@ -151,7 +151,7 @@ class Watch:
         feeds: other sources; closed with the watch.
 
     Attributes:
-        refused: why this host cannot run a source that was asked for, by name.
+        refused: why a source that was asked for does not run, by name.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class Watch:
         identities: Identities | None = None,
         feeds: Sequence[Feed] = (),
     ) -> None:
-        self.refused: Mapping[str, PodscopeError] = {}
+        self.refused: dict[str, PodscopeError] = {}
         self._http_source = source
         self._feeds = tuple(feeds)
         self._kinds = tuple(kinds)
@@ -246,12 +246,25 @@ class Watch:
     def _events(self) -> Iterator[Batch]:
         yield from self._requests()
         for feed in self._feeds:
-            yield from feed.events()
+            yield from self._of_feed(feed, feed.events())
 
     def _intervals(self) -> Iterator[Batch]:
         yield from self._http()
         for feed in self._feeds:
-            yield from feed.interval()
+            yield from self._of_feed(feed, feed.interval())
+
+    def _of_feed(self, feed: Feed, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Its batches. One that fails ends alone: the others go on, where there are any."""
+        try:
+            yield from batches
+        except (PodscopeError, OSError) as error:
+            rest = tuple(one for one in self._feeds if one is not feed)
+            if self._closed or (self._http_source is None and not rest):
+                raise
+            self._feeds = rest
+            self.refused[feed.name] = PodscopeError(f"it has failed: {error}")
+            warnings.warn(f"without {feed.name}: it has failed: {error}", RuntimeWarning, 2)
+            feed.close()
 
     def _check_open(self) -> None:
         if self._closed:

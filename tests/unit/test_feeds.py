@@ -245,3 +245,38 @@ def test_who_ended_is_known_by_the_path_that_the_kernel_told():
     (container,) = batches["hits"].identities
     assert (container.kind, container.container_id) == ("container", "a" * 64)
     assert container.executable == "program-2"
+
+
+class Failing(Counter):
+    """A source that can no more be read after the first time."""
+
+    def read(self):
+        if "sums" in self.asked:
+            raise PodscopeError("the map is gone")
+        return super().read()
+
+
+def test_a_source_that_fails_ends_alone():
+    # GIVEN two sources of a running watch
+    failing, other = Failing(), Counter(options=5)
+    feeds = [Feed("failing", failing, ("sums",), Names()), Feed("other", other, ("sums",), Names())]
+    with Watch(None, ("sums",), 1.0, feeds=feeds) as watch:
+        first = watch.read()
+
+        # WHEN
+        with pytest.warns(RuntimeWarning, match="without failing: it has failed: the map is gone"):
+            second = watch.read()
+        third = watch.read()
+
+    # THEN
+    sizes = [[int(batch.rows["size"][0]) for batch in some] for some in (first, second, third)]
+    assert sizes == [[1, 5], [5], [5]]
+    assert failing.closed
+    assert [*watch.refused] == ["failing"]
+
+
+def test_the_only_source_of_a_watch_that_fails_is_an_error():
+    with Watch(None, ("sums",), 1.0, feeds=[Feed("failing", Failing(), ("sums",), Names())]) as one:
+        one.read()
+        with pytest.raises(PodscopeError, match="the map is gone"):
+            one.read()

@@ -76,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
     ):
         lifetime.begin(watched.stop)
         refused |= watched.refused
+        watched.refused = refused
         totals.expose_also(sinks.expose)
         batches = counted(sinks.follow(watched), totals, watched.lost, watched.cost, ready)
         chosen = Options(interval=float(config.interval))
