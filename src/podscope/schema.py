@@ -247,7 +247,8 @@ def _error_type(view: View) -> Array:
     status = records["status"]
     named = error_mask(records) & (records["error"] == 0) & (status != 0)
     if named.any():
-        column[named] = [str(code) for code in status[named].tolist()]
+        codes, inverse = np.unique(status[named], return_inverse=True)
+        column[named] = _objects([str(code) for code in codes.tolist()])[inverse]
     return column
 
 
@@ -345,14 +346,17 @@ def _server_address(view: View) -> Array:
     return column
 
 
-def _texts(raw: Array) -> list[str]:
+def _texts(raw: Array, of: Callable[[str], str | None]) -> Array:
+    """What is made of each text; of what comes again, once."""
+    items = raw.tolist()
     # Bytes that are not UTF-8 stay visible.
-    return [item.decode("utf-8", "backslashreplace") for item in raw.tolist()]
+    made = {item: of(item.decode("utf-8", "backslashreplace")) for item in set(items)}
+    return _objects([made[item] for item in items])
 
 
 def split_target(target: str) -> tuple[str | None, str | None]:
     """Path and query of a request target (RFC 9112, section 3.2), None where there is none."""
-    if target[:7].lower() == "http://" or target[:8].lower() == "https://":
+    if target[:1] != "/" and target[:8].lower().startswith(("http://", "https://")):
         rest = target.split("://", 1)[1]
         cut = min((rest.find(mark) for mark in "/?" if mark in rest), default=len(rest))
         # An empty path is the same as "/" (RFC 9110, section 4.2.3).
@@ -369,11 +373,11 @@ def split_host(host: str) -> str | None:
 
 
 def _path(view: View) -> Array:
-    return _objects([split_target(target)[0] for target in _texts(view.records["path"])])
+    return _texts(view.records["path"], lambda target: split_target(target)[0])
 
 
 def _query(view: View) -> Array:
-    return _objects([split_target(target)[1] for target in _texts(view.records["path"])])
+    return _texts(view.records["path"], lambda target: split_target(target)[1])
 
 
 def _cut_target(view: View) -> Array:
@@ -383,21 +387,21 @@ def _cut_target(view: View) -> Array:
 
 
 def _original_method(view: View) -> Array:
-    texts = _objects([text or None for text in _texts(view.records["method_text"])])
+    texts = _texts(view.records["method_text"], lambda text: text or None)
     texts[view.records["method"] != 0] = None
     return texts
 
 
 def _host(view: View) -> Array:
-    column = _objects([split_host(host) for host in _texts(view.records["host"])])
-    unnamed = np.array([host is None for host in column.tolist()], dtype=np.bool_)
+    column = _texts(view.records["host"], split_host)
+    unnamed = np.asarray(column == np.array(None), dtype=np.bool_)
     if unnamed.any():
         column[unnamed] = _server_address(view)[unnamed]
     return column
 
 
 def _agent(view: View) -> Array:
-    return _objects([text or None for text in _texts(view.records["agent"])])
+    return _texts(view.records["agent"], lambda text: text or None)
 
 
 def _request_server_port(view: View) -> Array:

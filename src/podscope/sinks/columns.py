@@ -4,9 +4,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Hashable
 from collections.abc import Iterable
+from collections.abc import Iterator
 from collections.abc import Sequence
+from itertools import chain
+from itertools import repeat
+from typing import Any
 from typing import AnyStr
+from typing import TypeAlias
+from typing import TypeVar
 
 import numpy as np
 
@@ -47,3 +54,59 @@ def apart(
 def joined(parts: Sequence[Sequence[AnyStr]], count: int, empty: AnyStr) -> list[AnyStr]:
     """The parts of each row as one."""
     return [empty.join(row) for row in zip(*parts, strict=True)] if parts else [empty] * count
+
+
+# --- rows as parts that stand one behind the other ----------------------------------------------
+
+# A text or bytes that all rows have there, or a list with that of each row.
+Part: TypeAlias = AnyStr | list[AnyStr]
+Value = TypeVar("Value", bound=Hashable)
+
+
+def in_rows(parts: Sequence[Part[AnyStr]], count: int, empty: AnyStr) -> Iterator[Iterable[AnyStr]]:
+    """The parts of each row, neighbours that all rows have as one."""
+    merged: list[Any] = []
+    same: list[Any] = []
+    for part in (*parts, []):
+        if not isinstance(part, list):
+            same.append(part)
+            continue
+        if same:
+            merged.append(repeat(empty.join(same), count))
+            same = []
+        if part:
+            merged.append(part)
+    return zip(*merged, strict=True)
+
+
+def whole(parts: Sequence[Part[AnyStr]], count: int, empty: AnyStr) -> AnyStr:
+    """All rows one behind the other, put together at once."""
+    return empty.join(chain.from_iterable(in_rows(parts, count, empty)))
+
+
+def same_last(members: Iterable[Sequence[Part[AnyStr]]]) -> list[Part[AnyStr]]:
+    """The parts of members in an order in which rows have the fewest: what all have, at the end."""
+    first: list[Part[AnyStr]] = []
+    last: list[Part[AnyStr]] = []
+    for member in members:
+        differs = any(isinstance(part, list) for part in member)
+        (first if differs else last).extend(member)
+    return first + last
+
+
+def rounded(column: Array) -> Array:
+    """Floats without the digits below a billionth, which durations do not have."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        made = np.round(column, 9)
+    return np.where(np.isfinite(made), made, column)
+
+
+def numbers(column: Array) -> list[str]:
+    """Numbers as Python writes them, made at once."""
+    return str(column.tolist())[1:-1].split(", ")
+
+
+def made_once(items: list[Value], make: Callable[[Value], AnyStr]) -> list[AnyStr]:
+    """What is made of each item; of what comes again, once."""
+    made = {item: make(item) for item in set(items)}
+    return list(map(made.__getitem__, items))

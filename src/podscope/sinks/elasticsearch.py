@@ -9,17 +9,16 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Annotated
 from typing import Any
 from typing import ClassVar
+from typing import cast
 
 import msgspec
 import numpy as np
 from msgspec import Meta
 
 from podscope import red
-from podscope import render
 from podscope.errors import PodscopeError
 from podscope.schema import Array
 from podscope.schema import Field
@@ -27,8 +26,13 @@ from podscope.schema_metrics import SUMS
 from podscope.settings import Duration
 from podscope.settings import Secret
 from podscope.sinks import elastic_templates as templates
-from podscope.sinks.columns import apart
-from podscope.sinks.columns import joined
+from podscope.sinks.columns import Part
+from podscope.sinks.columns import is_constant
+from podscope.sinks.columns import made_once
+from podscope.sinks.columns import numbers
+from podscope.sinks.columns import rounded
+from podscope.sinks.columns import same_last
+from podscope.sinks.columns import whole
 from podscope.sinks.http_client import Client
 from podscope.sinks.http_client import ServerSettings
 from podscope.sinks.plugin import Partly
@@ -74,10 +78,12 @@ class _Item(msgspec.Struct):
 
 class _Answer(msgspec.Struct):
     errors: bool = False
-    items: list[dict[str, _Item]] = []
+    # Read only where there is something to be read.
+    items: msgspec.Raw = msgspec.Raw(b"[]")
 
 
 _decoder = msgspec.json.Decoder(_Answer)
+_items_decoder = msgspec.json.Decoder(list[dict[str, _Item]])
 
 
 class Elasticsearch:
@@ -110,12 +116,13 @@ class Elasticsearch:
             raise Refused(self._client.said(answer))
         try:
             told = _decoder.decode(answer.content)
+            items = _items_decoder.decode(told.items) if told.errors else []
         except msgspec.MsgspecError:
             raise Unavailable(
                 f"{self._settings.url}: no answer to _bulk: {answer.text[:100]}"
             ) from None
         if told.errors:
-            _sort_out(rows, [next(iter(item.values())) for item in told.items])
+            _sort_out(rows, [next(iter(item.values())) for item in items])
 
     def close(self) -> None:
         """Closes the connection."""
@@ -227,55 +234,77 @@ def documents(rows: Rows, *, histograms: bool) -> bytes:
         **rows.resource,
     }
     called = templates.names(rows.fields)
-    encoders = [
-        (rows.columns[one.name], partial(_members, one, called[one.name])) for one in rows.fields
-    ]
+    places = range(len(rows)) if rows.numbers is None else rows.numbers.tolist()
+    members = [_member(one, called[one.name], rows.columns[one.name]) for one in rows.fields]
     if rows.kind in templates.SUMS and rows.le is not None:
         cumulative = np.cumsum(rows.le, axis=1)
-        encoders += [
-            (cumulative[:, n], partial(_ints, name)) for n, name in enumerate(templates.LE_NAMES)
-        ]
-    fixed, varying = apart(encoders)
+        members += [_ints(name, cumulative[:, n]) for n, name in enumerate(templates.LE_NAMES)]
     if rows.kind in templates.SUMS and rows.buckets is not None and histograms:
-        varying.append(_histograms(rows.buckets))
-    end = "".join(fixed) + json.dumps(common, separators=(",", ":"))[1:]
-    told = joined(varying, len(rows), "")
-    return "".join(
-        f'{{"create":{{"_id":"{row_id}"}}}}\n{{{row}{end}\n'
-        for row_id, row in zip(rows.row_ids, told, strict=True)
-    ).encode()
+        members.append([_histograms(rows.buckets)])
+    head: list[Part[str]] = [f'{{"create":{{"_id":"{rows.id}-', list(map(str, places)), '"}}\n{']
+    end = json.dumps(common, separators=(",", ":"))[1:] + "\n"
+    return whole([*head, *same_last(members), end], len(rows), "").encode()
 
 
-def _members(one: Field, name: str, column: Array) -> list[str]:
+def _member(one: Field, name: str, column: Array) -> list[Part[str]]:
     """``"name":value,`` for each row; empty where it does not apply."""
     key = json.dumps(name)
     if one.type == "text":
-        items = column.tolist()
-        told = {item: f"{key}:{text}," for item, text in _quoted(set(items) - {None}).items()}
-        return [told.get(item, "") for item in items]
+        return _text(key, column.tolist())
     if one.type == "time":
-        return [f'{key}:"{text}",' for text in render.rfc3339(column)]
+        texts = np.datetime_as_string(column.astype("datetime64[ns]")).tolist()
+        return [f'{key}:"', texts, 'Z",']
     if name == templates.EVENT_DURATION:
         return _ints(name, np.rint(column * 1e9).astype(np.int64))
     if one.type == "float":
-        numbers = np.round(column, 9).tolist()
-        return [f"{key}:{number!r}," if math.isfinite(number) else "" for number in numbers]
-    if not one.blank:
-        return _ints(name, column)
-    return [f"{key}:{number}," if number else "" for number in column.tolist()]
+        return _floats(key, rounded(column))
+    if one.blank and not column.all():
+        return [made_once(column.tolist(), lambda item: f"{key}:{item}," if item else "")]
+    return _ints(name, column)
+
+
+def _text(key: str, items: list[str | None]) -> list[Part[str]]:
+    kinds = {*items}
+    some_have_none = None in kinds
+    kinds.discard(None)
+    told = cast("set[str]", kinds)
+    if len(told) + some_have_none == 1:
+        return [f"{key}:{json.dumps(*told)},"] if told else []
+    if len(told) * 2 > len(items) and not some_have_none and _is_plain(told):
+        return [f'{key}:"', cast("list[str]", items), '",']
+    made: dict[str | None, str] = {None: ""}
+    made |= {item: f"{key}:{text}," for item, text in _quoted(told).items()}
+    return [list(map(made.__getitem__, items))]
+
+
+def _is_plain(texts: set[str]) -> bool:
+    """Whether texts are the same in JSON, which one look at all of them tells."""
+    every = "".join(texts)
+    return every.isascii() and every.isprintable() and '"' not in every and "\\" not in every
 
 
 def _quoted(texts: set[str]) -> dict[str, str]:
-    """Texts as JSON has them; those of most columns need no escapes, which one look tells."""
-    whole = "".join(texts)
-    if whole.isascii() and whole.isprintable() and '"' not in whole and "\\" not in whole:
+    """Texts as JSON has them."""
+    if _is_plain(texts):
         return {text: f'"{text}"' for text in texts}
     return {text: json.dumps(text) for text in texts}
 
 
-def _ints(name: str, column: Array) -> list[str]:
+def _floats(key: str, column: Array) -> list[Part[str]]:
+    if is_constant(column):
+        first = float(column[0])
+        return [f"{key}:{first!r},"] if math.isfinite(first) else []
+    if np.isfinite(column).all():
+        return [f"{key}:", numbers(column), ","]
+    items = column.tolist()
+    return [[f"{key}:{item!r}," if math.isfinite(item) else "" for item in items]]
+
+
+def _ints(name: str, column: Array) -> list[Part[str]]:
     key = json.dumps(name)
-    return [f"{key}:{number}," for number in column.tolist()]
+    if is_constant(column):
+        return [f"{key}:{column[0]},"]
+    return [f"{key}:", numbers(column), ","]
 
 
 def _histograms(buckets: Array) -> list[str]:

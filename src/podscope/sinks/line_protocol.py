@@ -21,6 +21,7 @@ from podscope.schema import Field
 from podscope.schema_metrics import METRICS
 from podscope.sinks.columns import apart
 from podscope.sinks.columns import joined
+from podscope.sinks.columns import rounded
 from podscope.sinks.rows import Rows
 
 # Attributes that grow without end, or change with each start of a container.
@@ -135,7 +136,7 @@ def _values(one: Field, column: Array) -> list[str]:
         quoted = {item: f"{name}={string(item)}," for item in set(items) if item}
         return [quoted.get(item, "") for item in items]
     if one.type == "float":
-        items = np.round(column, 9).tolist()
+        items = rounded(column).tolist()
         return [f"{name}={item!r}," if math.isfinite(item) else "" for item in items]
     if one.type == "time":
         return _integers(one.name, column.astype("M8[ns]").astype(np.int64))

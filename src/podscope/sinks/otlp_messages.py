@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows as messages of OTLP 1: metrics and logs. https://opentelemetry.io/docs/specs/otlp
+"""Rows as messages of OTLP 1: metrics, logs and traces. https://opentelemetry.io/docs/specs/otlp
 
 Names are those of the semantic conventions; what the conventions have as a part of the resource
 (pod, container, service, host ...) is a part of it here.
@@ -12,7 +12,8 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
-from functools import partial
+from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 
@@ -22,8 +23,13 @@ from podscope.schema import Array
 from podscope.schema import Field
 from podscope.schema_metrics import Metric
 from podscope.sinks import protobuf
-from podscope.sinks.columns import apart
-from podscope.sinks.columns import joined
+from podscope.sinks.columns import Part
+from podscope.sinks.columns import in_rows
+from podscope.sinks.columns import is_constant
+from podscope.sinks.columns import made_once
+from podscope.sinks.columns import rounded
+from podscope.sinks.columns import same_last
+from podscope.sinks.columns import whole
 from podscope.sinks.cumulative import SIDES
 from podscope.sinks.cumulative import Labels
 from podscope.sinks.cumulative import Shot
@@ -49,6 +55,10 @@ RESOURCE = frozenset(
 _POD = ("k8s.namespace.name", "k8s.pod.name", "k8s.container.name")
 # Members that the messages have themselves.
 _NO_ATTRIBUTES = frozenset({"time", "interval", "trace_id", "span_id"})
+_NO_OF_SPANS = _NO_ATTRIBUTES | {"duration", "side"}
+# SpanKind and StatusCode.
+_SERVER, _CLIENT = 2, 3
+_STATUS_ERROR = 2
 
 
 def is_of_resource(name: str) -> bool:
@@ -79,46 +89,51 @@ def _identity(find: Callable[[str], str | None], host: str) -> bytes:
     return made + (attribute(1, "service.namespace", of_pod[0]) if of_pod[0] else b"")
 
 
-def _identities(rows: Rows) -> list[bytes]:
-    """`_identity` of each row."""
-    names = (*_POD, "container.id", "process.executable.name")
-    empty = [None] * len(rows)
-    columns = [rows.columns[name].tolist() if name in rows.columns else empty for name in names]
-    host = rows.resource.get("host.name", "")
-    known: dict[tuple[str | None, ...], bytes] = {}
-    for row in zip(*columns, strict=True):
-        if row not in known:
-            known[row] = _identity(dict(zip(names, row, strict=True)).get, host)
-    return [known[row] for row in zip(*columns, strict=True)]
-
-
 def _resource(attributes: bytes) -> bytes:
     return protobuf.of_length(1, attributes)
 
 
-# --- logs -------------------------------------------------------------------------------------
+# --- rows in the groups of their resources --------------------------------------------------------
 
 
-def logs(rows: Rows) -> bytes:
-    """An ExportLogsServiceRequest: a record for each row, in the groups of their resources."""
-    mine = [one for one in rows.fields if is_of_resource(one.name)]
-    others = [one for one in rows.fields if one not in mine and one.name not in _NO_ATTRIBUTES]
-    owner, owners = apart([(_numbers(rows, one), partial(_attributes, 1, one)) for one in mine])
-    fixed, varying = apart([(_numbers(rows, one), partial(_attributes, 6, one)) for one in others])
-    common = [attribute(1, name, value) for name, value in rows.resource.items()]
-    head = b"".join((*common, *owner))
-    told = joined([_heads(rows), *varying, _ids(rows)], len(rows), b"")
-    end = b"".join(fixed)
-    records: dict[bytes, list[bytes]] = {}
-    whose = joined([*owners, _identities(rows)], len(rows), b"")
-    for one, record in zip(whose, told, strict=True):
-        records.setdefault(one, []).append(protobuf.of_length(2, record + end))
+def _by_resource(rows: Rows, members: Sequence[Sequence[Part[bytes]]]) -> bytes:
+    """Records made of their members, behind the resources and the scope that they belong to.
+
+    Messages of logs and of traces have the same numbers for this: 1 resource, 2 scope, 2 record.
+    """
+    records = [*map(b"".join, in_rows(same_last(members), len(rows), b""))]
+    told = protobuf.with_lengths(protobuf.key(2, 2), records)
+    resources, groups = _resources(rows)
+    found: list[list[bytes]] = [[] for _ in resources]
+    if len(resources) == 1:
+        found = [told]
+    else:
+        for group, record in zip(groups, told, strict=True):
+            found[group].append(record)
     return b"".join(
-        protobuf.of_length(
-            1, _resource(head + one) + protobuf.of_length(2, _SCOPE + b"".join(some))
-        )
-        for one, some in records.items()
+        protobuf.of_length(1, resource + protobuf.of_length(2, _SCOPE + b"".join(some)))
+        for resource, some in zip(resources, found, strict=True)
     )
+
+
+def _resources(rows: Rows) -> tuple[list[bytes], list[int]]:
+    """Resources as messages, and for each row which of them it has."""
+    mine = [one for one in rows.fields if is_of_resource(one.name)]
+    columns = [rows.columns[one.name] for one in mine]
+    varying = [column.tolist() for column in columns if not is_constant(column)]
+    kinds: dict[tuple[object, ...], int] = {}
+    keys = zip(*varying, strict=True) if varying else [()] * len(rows)
+    groups = [kinds.setdefault(key, len(kinds)) for key in keys]
+    firsts = dict(zip(reversed(groups), range(len(rows) - 1, -1, -1), strict=True))
+    return [_resource_of(rows, mine, firsts[group]) for group in kinds.values()], groups
+
+
+def _resource_of(rows: Rows, mine: Sequence[Field], row: int) -> bytes:
+    one = rows.take(slice(row, row + 1))
+    told = [attribute(1, name, value) for name, value in rows.resource.items()]
+    told.append(whole([_attributes(1, field, _numbers(one, field)) for field in mine], 1, b""))
+    values = {name: column.tolist()[0] for name, column in one.columns.items()}
+    return _resource(b"".join(told) + _identity(values.get, rows.resource.get("host.name", "")))
 
 
 def _numbers(rows: Rows, one: Field) -> Array:
@@ -127,63 +142,173 @@ def _numbers(rows: Rows, one: Field) -> Array:
     return column.astype("M8[ns]").astype(np.int64) if one.type == "time" else column
 
 
-def _heads(rows: Rows) -> list[bytes]:
-    """Times, severity, body and event name of each record."""
-    times = rows.columns["time"].astype("M8[ns]").astype(np.int64).tolist()
-    errors = rows.columns.get("error.type")
-    failed = [False] * len(rows) if errors is None else (errors != np.array(None)).tolist()
-    name = "podscope." + rows.kind
-    severity = {
-        bad: protobuf.number(2, _ERROR if bad else _INFO)
-        + protobuf.text(3, "ERROR" if bad else "INFO")
-        for bad in (False, True)
-    }
-    observed = protobuf.fixed64(11, rows.time_ns)
-    tail = protobuf.text(12, name)
-    bodies = _bodies(rows)
-    return [
-        protobuf.fixed64(1, time) + observed + severity[bad] + body + tail
-        for time, bad, body in zip(times, failed, bodies, strict=True)
+def _attributes(field: int, one: Field, column: Array) -> Part[bytes]:
+    """A KeyValue for each row; empty where the field does not apply."""
+    if one.type == "float":
+        column = rounded(column)
+    if is_constant(column):
+        return _attribute(field, one, column[:1].tolist()[0])
+    if one.type == "text":
+        return _texts(field, one.name, column.tolist())
+    if one.type == "float":
+        head = _head(field, one.name, _DOUBLE, 8)
+        absent = np.isnan(column) | np.isinf(column)
+        raws = protobuf.doubles(column)
+        return _without([head + raw for raw in raws], absent)
+    raws = protobuf.varints(column)
+    heads = {size: _head(field, one.name, _INT, size) for size in range(1, 11)}
+    made = [heads[len(raw)] + raw for raw in raws]
+    return _without(made, column == 0) if one.blank else made
+
+
+def _attribute(field: int, one: Field, value: Any) -> bytes:
+    if value is None or (one.blank and value == 0):
+        return b""
+    if isinstance(value, float) and not math.isfinite(value):
+        return b""
+    return attribute(field, one.name, value)
+
+
+def _without(made: list[bytes], absent: Array) -> list[bytes]:
+    for place in np.flatnonzero(absent).tolist():
+        made[place] = b""
+    return made
+
+
+def _texts(field: int, name: str, items: list[str | None]) -> list[bytes]:
+    """KeyValues of texts; what comes again is made once."""
+    told = [item for item in set(items) if item is not None]
+    raws = [item.encode("utf-8", "replace") for item in told]
+    heads = {size: _head(field, name, _STRING, size) for size in set(map(len, raws))}
+    made: dict[str | None, bytes] = {None: b""}
+    made |= {item: heads[len(raw)] + raw for item, raw in zip(told, raws, strict=True)}
+    return list(map(made.__getitem__, items))
+
+
+# Keys of the values of an AnyValue.
+_STRING, _INT, _DOUBLE = protobuf.key(1, 2), protobuf.key(3, 0), protobuf.key(4, 1)
+
+
+def _head(field: int, name: str, kind: bytes, size: int) -> bytes:
+    """What stands before the value of a KeyValue whose value has so many bytes."""
+    inner = kind + (protobuf.varint(size) if kind == _STRING else b"")
+    told = protobuf.text(1, name) + protobuf.key(2, 2) + protobuf.varint(len(inner) + size) + inner
+    return protobuf.key(field, 2) + protobuf.varint(len(told) + size) + told
+
+
+def _others(rows: Rows, hidden: frozenset[str]) -> list[Field]:
+    """Fields that are attributes of the record itself."""
+    return [one for one in rows.fields if not is_of_resource(one.name) and one.name not in hidden]
+
+
+# --- logs -------------------------------------------------------------------------------------
+
+
+def logs(rows: Rows) -> bytes:
+    """An ExportLogsServiceRequest: a record for each row, in the groups of their resources."""
+    times = rows.columns["time"].astype("M8[ns]").astype(np.int64)
+    members: list[Sequence[Part[bytes]]] = [
+        [protobuf.key(1, 1), protobuf.fixed64s(times)],
+        [protobuf.fixed64(11, rows.time_ns) + protobuf.text(12, f"podscope.{rows.kind}")],
+        [_severities(rows)],
+        [_bodies(rows)],
+        *([_attributes(6, one, _numbers(rows, one))] for one in _others(rows, _NO_ATTRIBUTES)),
+        _id(rows, "trace_id", 9, 16),
+        _id(rows, "span_id", 10, 8),
     ]
+    return _by_resource(rows, members)
 
 
-def _bodies(rows: Rows) -> list[bytes]:
+def _failed(rows: Rows) -> Array:
+    """Which rows are errors, shape (n,)."""
+    errors = rows.columns.get("error.type")
+    nothing = np.zeros(len(rows), dtype=np.bool_)
+    return nothing if errors is None else np.asarray(errors != np.array(None), dtype=np.bool_)
+
+
+def _severities(rows: Rows) -> Part[bytes]:
+    told = [
+        protobuf.number(2, number) + protobuf.text(3, text)
+        for number, text in ((_INFO, "INFO"), (_ERROR, "ERROR"))
+    ]
+    failed = _failed(rows)
+    return told[0] if not failed.any() else [told[bad] for bad in failed.tolist()]
+
+
+def _bodies(rows: Rows) -> Part[bytes]:
     """What people read: ``GET /items/7 200``; the kind, where there is no such thing."""
     names = ("http.request.method", "url.path", "http.response.status_code")
     if not all(name in rows.columns for name in names):
-        return [_body(rows.kind)] * len(rows)
-    columns = [rows.columns[name].tolist() for name in names]
-    return [
-        _body(" ".join(str(part) for part in row if part)) for row in zip(*columns, strict=True)
+        return protobuf.of_length(5, protobuf.text(1, rows.kind))
+    columns = [
+        made_once(rows.columns[name].tolist(), lambda item: f" {item}" if item else "")
+        for name in names
     ]
+    texts = map("".join, zip(*columns, strict=True))
+    raws = [text[1:].encode("utf-8", "replace") for text in texts]
+    inner = protobuf.with_lengths(protobuf.key(1, 2), raws)
+    return protobuf.with_lengths(protobuf.key(5, 2), inner)
 
 
-def _body(text: str) -> bytes:
-    return protobuf.of_length(5, protobuf.text(1, text))
+def _id(rows: Rows, name: str, field: int, size: int) -> Sequence[Part[bytes]]:
+    """An id of each record, which is written in hex; empty where there is none."""
+    items: list[Any] = rows.columns[name].tolist() if name in rows.columns else [None]
+    if items.count(None) == len(items):
+        return []
+    head = protobuf.key(field, 2) + protobuf.varint(size)
+    if None in items:
+        return [made_once(items, lambda item: head + bytes.fromhex(item) if item else b"")]
+    raw = bytes.fromhex("".join(items))
+    return [head, [raw[at : at + size] for at in range(0, len(raw), size)]]
 
 
-def _ids(rows: Rows) -> list[bytes]:
-    """Trace id and span id of each record."""
-    empty = [None] * len(rows)
-    trace = rows.columns["trace_id"].tolist() if "trace_id" in rows.columns else empty
-    span = rows.columns["span_id"].tolist() if "span_id" in rows.columns else empty
-    return [
-        (protobuf.of_length(9, bytes.fromhex(one)) if one else b"")
-        + (protobuf.of_length(10, bytes.fromhex(other)) if other else b"")
-        for one, other in zip(trace, span, strict=True)
+# --- traces -----------------------------------------------------------------------------------
+
+
+def spans(rows: Rows) -> bytes:
+    """An ExportTraceServiceRequest: a span for each request that carries a trace; empty: none do.
+
+    Its parent is the span of the request's ``traceparent``. Its id is made from that of the row,
+    so that what is sent again is the same span.
+    """
+    traced = np.asarray(rows.columns["trace_id"] != np.array(None), dtype=np.bool_)
+    if not traced.any():
+        return b""
+    rows = rows.take(traced)
+    starts = rows.columns["time"].astype("M8[ns]").astype(np.int64)
+    ends = starts + np.rint(rows.columns["duration"] * 1e9).astype(np.int64)
+    kinds = {"server": protobuf.number(6, _SERVER), "client": protobuf.number(6, _CLIENT)}
+    status = protobuf.of_length(15, protobuf.number(3, _STATUS_ERROR))
+    members: list[Sequence[Part[bytes]]] = [
+        _id(rows, "trace_id", 1, 16),
+        [protobuf.key(2, 2) + protobuf.varint(8), _span_ids(rows)],
+        _id(rows, "span_id", 4, 8),
+        [_span_names(rows)],
+        [made_once(rows.columns["side"].tolist(), lambda side: kinds.get(side, b""))],
+        [protobuf.key(7, 1), protobuf.fixed64s(starts)],
+        [protobuf.key(8, 1), protobuf.fixed64s(ends)],
+        *([_attributes(9, one, _numbers(rows, one))] for one in _others(rows, _NO_OF_SPANS)),
+        [[status if bad else b"" for bad in _failed(rows).tolist()]],
     ]
+    return _by_resource(rows, members)
 
 
-def _attributes(field: int, one: Field, column: Array) -> list[bytes]:
-    """A KeyValue for each row; empty where the field does not apply. What comes again, once."""
-    items = np.round(column, 9).tolist() if one.type == "float" else column.tolist()
-    made = {item: attribute(field, one.name, item) for item in set(items) if item is not None}
-    if one.type == "float":
-        return [made[item] if math.isfinite(item) else b"" for item in items]
-    made[None] = b""
-    if one.blank:
-        made[0] = b""
-    return [made[item] for item in items]
+def _span_ids(rows: Rows) -> list[bytes]:
+    return [blake2b(row.encode(), digest_size=8).digest() for row in rows.row_ids]
+
+
+def _span_names(rows: Rows) -> list[bytes]:
+    """``GET /items/*``, or the method alone, as the conventions say."""
+    methods = rows.columns["http.request.method"].tolist()
+    routes = rows.columns["http.route"].tolist()
+    return made_once([*zip(methods, routes, strict=True)], _span_name)
+
+
+def _span_name(told: tuple[str | None, str | None]) -> bytes:
+    method, route = told
+    # _OTHER is no name of a method to people.
+    words = ("HTTP" if method in (None, "_OTHER") else method, route)
+    return protobuf.text(5, " ".join(filter(None, words)))
 
 
 # --- metrics ----------------------------------------------------------------------------------

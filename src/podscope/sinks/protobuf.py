@@ -16,10 +16,13 @@ from podscope.schema import Array
 
 _DOUBLE = struct.Struct("<d")
 _FIXED64 = struct.Struct("<Q")
+_SMALL = [bytes((number,)) for number in range(0x80)]
 
 
 def varint(number: int) -> bytes:
     """A number that is not negative, or one of 64 bits in two's complement."""
+    if 0 <= number < 0x80:
+        return _SMALL[number]
     number &= (1 << 64) - 1
     found = bytearray()
     while number > 0x7F:
@@ -47,6 +50,39 @@ def of_length(field: int, value: bytes) -> bytes:
 def text(field: int, value: str) -> bytes:
     """A string; lone surrogates, which UTF-8 does not have, become question marks."""
     return of_length(field, value.encode("utf-8", "replace"))
+
+
+def varints(column: Array) -> list[bytes]:
+    """Each number of an int64 array by itself."""
+    left = column.astype(np.int64).view(np.uint64)
+    width = max((int(left.max()).bit_length() + 6) // 7, 1) if len(left) else 1
+    shifts = np.arange(width, dtype=np.uint64) * np.uint64(7)
+    digits = ((left[:, None] >> shifts) & np.uint64(0x7F)).astype(np.uint8)
+    # How many are needed: those up to the last that is not zero.
+    lengths = np.maximum(width - np.argmax(digits[:, ::-1] != 0, axis=1), 1)
+    lengths[left == 0] = 1
+    digits[np.arange(width) < (lengths - 1)[:, None]] |= 0x80
+    raw = digits.tobytes()
+    starts = range(0, len(raw), width)
+    return [raw[at : at + n] for at, n in zip(starts, lengths.tolist(), strict=True)]
+
+
+def doubles(column: Array) -> list[bytes]:
+    """Each number of a float array as eight bytes."""
+    raw = column.astype("<f8").tobytes()
+    return [raw[at : at + 8] for at in range(0, len(raw), 8)]
+
+
+def fixed64s(column: Array) -> list[bytes]:
+    """Each number of an int64 array as eight bytes."""
+    raw = column.astype("<i8").tobytes()
+    return [raw[at : at + 8] for at in range(0, len(raw), 8)]
+
+
+def with_lengths(head: bytes, parts: list[bytes]) -> list[bytes]:
+    """Each part behind what stands before it: a key, and its length."""
+    heads = {size: head + varint(size) for size in set(map(len, parts))}
+    return [heads[len(part)] + part for part in parts]
 
 
 def number(field: int, value: int) -> bytes:
