@@ -118,12 +118,27 @@ def answers(url: str) -> bool:
 def influxdb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """InfluxDB 1."""
     influxd = program("INFLUXD", "influxd")
-    home = tmp_path_factory.mktemp("influxdb")
+    with influxdb_server(influxd, tmp_path_factory.mktemp("influxdb")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def influxdb_flux(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """InfluxDB 1.8, which knows Flux."""
+    influxd = program("INFLUXD_FLUX", "influxd-flux")
+    home = tmp_path_factory.mktemp("influxdb-flux")
+    with influxdb_server(influxd, home, "flux-enabled = true\n") as server:
+        yield server
+
+
+@contextlib.contextmanager
+def influxdb_server(influxd: str, home: Path, http: str = "") -> Iterator[Server]:
+    """InfluxDB 1, with more settings of its section ``http``."""
     port = free_port()
     (home / "config").write_text(
         f'reporting-disabled = true\nbind-address = "127.0.0.1:{free_port()}"\n'
         f'[meta]\n  dir = "{home}/meta"\n[data]\n  dir = "{home}/data"\n  wal-dir = "{home}/wal"\n'
-        f'[http]\n  bind-address = "127.0.0.1:{port}"\n  log-enabled = false\n'
+        f'[http]\n  bind-address = "127.0.0.1:{port}"\n  log-enabled = false\n' + http
     )
     command = [influxd, "-config", str(home / "config")]
     with running(command, home / "log", f"http://127.0.0.1:{port}", "/ping") as server:

@@ -19,6 +19,7 @@ Object = dict[str, Any]
 class Query:
     """One query of one panel."""
 
+    source: str
     board: str
     panel: str
     kind: str
@@ -43,7 +44,7 @@ def queries(source: str) -> Iterator[Query]:
     for board, made in dashboards(source).items():
         for panel in made["panels"]:
             for target in panel.get("targets", ()):
-                yield Query(board, panel["title"], panel["type"], target)
+                yield Query(source, board, panel["title"], panel["type"], target)
 
 
 def variables(source: str) -> Iterator[tuple[str, Object]]:

@@ -10,6 +10,7 @@ been a pod.
 
 from __future__ import annotations
 
+import http.client
 import itertools
 import os
 import socket
@@ -37,8 +38,10 @@ from podscope.sources.tcp import TcpOptions
 OUT = Path(__file__).with_name("recorded.bin")
 DEMO = Path(__file__).parents[2] / "demo"
 KINDS = ("http", "request", "oom", "listen", "tcp", "tcp_event", "dns", "dns_lookup")
-SECONDS = 8
+SECONDS = 14
 MOST_EVENTS = 150
+# What tells sorts of single events apart: there are to be some of each.
+SORTS = {"request": ["status"], "tcp_event": ["what", "error"], "dns_lookup": ["code"]}
 
 
 def pod(kind: str, name: str, namespace: str, node: str, *services: Service) -> Identity:
@@ -67,6 +70,8 @@ PEERS = {
     for port in service.ports
 }
 
+# A port where nobody listens (discard, RFC 863): packets to it are dropped.
+NOWHERE = 9
 QUEUE = """
 import socket, time
 full = socket.create_server(("127.0.0.1", 0), backlog=2)
@@ -121,6 +126,7 @@ def main() -> None:
             for name, command in commands.items():
                 running[name] = subprocess.Popen([sys.executable, *map(str, command)])
             threading.Thread(target=ask, args=(host,), daemon=True).start()
+            threading.Thread(target=order, daemon=True).start()
             batches = list(watched)
     finally:
         for one in running.values():
@@ -158,18 +164,37 @@ def ask(host: str) -> None:
             time.sleep(0.02)
 
 
+def order() -> None:
+    """Requests of clients of the recorder's own, until some of them have failed."""
+    time.sleep(1)
+    wanted = {("/v1/orders", 18081, 503), ("/token", 18082, 401)}
+    for path, port, status in wanted:
+        told = 0
+        while told < 3:
+            connection = http.client.HTTPConnection("127.0.0.1", port)
+            connection.request("POST", path, "{}")
+            answer = connection.getresponse()
+            answer.read()
+            connection.close()
+            told += answer.status == status
+
+
 def told(batch: Batch, whose: dict[int, str]) -> Batch:
-    """The rows of the programs alone, as of their pods."""
-    pids = batch.keys["pid"]
-    mine = np.isin(pids, [*whose])
+    """The rows of the programs alone, as of their pods; what comes to NOWHERE is nobody's."""
+    pids = batch.keys["pid"].tolist()
+    nobodys = np.zeros(len(batch), bool)
+    if batch.kind == "tcp_event":
+        nobodys = batch.rows["local_port"] == NOWHERE
+    mine = np.isin(pids, [*whose]) | nobodys
     some = batch.where(mine)
-    names = [*PODS]
-    index = np.array([names.index(whose[pid]) for pid in pids[mine].tolist()], dtype=np.uint32)
+    names = [*PODS, ""]
+    owners = [whose.get(pid, "") for pid, kept in zip(pids, mine.tolist(), strict=True) if kept]
+    index = np.array([names.index(name) for name in owners], dtype=np.uint32)
     peers = np.full(len(some), -1, np.int32)
     for place, port in enumerate(ports(some)):
         if port in PEERS:
             peers[place] = len(names) + [*PEERS].index(port)
-    identities = (*PODS.values(), *PEERS.values())
+    identities = (*PODS.values(), Identity("unknown", ""), *PEERS.values())
     return replace(some, identity=index, identities=identities, peers=peers)
 
 
@@ -189,12 +214,10 @@ def chosen(batches: list[Batch]) -> Iterator[Batch]:
     """One batch of each kind; of single events at most so many, of every sort."""
     for kind in KINDS:
         whole = wire.together([one for one in batches if one.kind == kind and len(one)])
-        if kind in ("request", "tcp_event", "dns_lookup"):
-            sort = {"request": "status", "tcp_event": "what", "dns_lookup": "code"}[kind]
-            sorts, places = np.unique(whole.rows[sort], return_inverse=True)
-            each = [
-                np.flatnonzero(places == n)[: MOST_EVENTS // len(sorts)] for n in sorts.argsort()
-            ]
+        if kind in SORTS:
+            sorts, places = np.unique(whole.rows[SORTS[kind]], return_inverse=True)
+            most = MOST_EVENTS // len(sorts)
+            each = [np.flatnonzero(places == n)[:most] for n in range(len(sorts))]
             keep = np.zeros(len(whole), bool)
             keep[np.concatenate(each)] = True
             whole = whole.where(keep)

@@ -9,7 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
+from podscope import red
 from podscope import wire
 from podscope.batch import Batch
 from podscope.sources import source as sources
@@ -37,3 +39,14 @@ def _at(batch: Batch, time_ns: int) -> Batch:
         return replace(batch, time_ns=time_ns)
     last = int(batch.rows["time_ns"].astype(np.int64).max())
     return replace(batch, time_ns=time_ns, clock_offset_ns=time_ns - last)
+
+
+def quantile(counts: npt.NDArray[np.uint64], share: float) -> float:
+    """Of counts at the classic bounds, shape (15,): a line between two, as Prometheus draws it."""
+    cumulative = counts.cumsum()
+    rank = share * cumulative[-1]
+    place = int(np.searchsorted(cumulative, rank))
+    before = float(cumulative[place - 1]) if place else 0.0
+    bounds = (0.0, *red.CLASSIC_BOUNDS)
+    part = (rank - before) / (float(cumulative[place]) - before)
+    return bounds[place] + part * (bounds[place + 1] - bounds[place])

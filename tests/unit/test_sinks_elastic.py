@@ -18,6 +18,7 @@ from podscope.settings import Url
 from podscope.sinks import elastic_templates as templates
 from podscope.sinks.elasticsearch import Elasticsearch
 from podscope.sinks.elasticsearch import ElasticsearchSettings
+from podscope.sinks.elasticsearch import documents
 from podscope.sinks.plugin import Partly
 from podscope.sinks.plugin import Refused
 from podscope.sinks.plugin import Unavailable
@@ -179,3 +180,20 @@ def test_a_configuration_without_such_sinks_says_so(tmp_path, capsys):
     # THEN
     assert code == 0
     assert capsys.readouterr().err == f"podscope: {file} has no sink that needs to be set up\n"
+
+
+def test_a_duration_that_is_not_known_is_left_out():
+    # GIVEN a request and one whose duration nobody knows
+    rows = sink_rows.request_rows(2)
+    durations = rows.columns["duration"].copy()
+    durations[1] = np.nan
+
+    # WHEN
+    body = documents(
+        replace(rows, columns={**rows.columns, "duration": durations}), histograms=False
+    )
+
+    # THEN
+    first, second = (json.loads(line) for line in body.splitlines()[1::2])
+    assert first["event.duration"] == 2_500_000
+    assert "event.duration" not in second

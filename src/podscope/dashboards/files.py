@@ -9,12 +9,15 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 
 from podscope.dashboards import grafana
+from podscope.dashboards.elastic import ELASTICSEARCH
+from podscope.dashboards.flux import FLUX
+from podscope.dashboards.influxql import INFLUXQL
 from podscope.dashboards.panels import BOARDS
 from podscope.dashboards.panels import Object
 from podscope.dashboards.panels import Source
 from podscope.dashboards.promql import PROMETHEUS
 
-SOURCES: tuple[Source, ...] = (PROMETHEUS,)
+SOURCES: tuple[Source, ...] = (PROMETHEUS, INFLUXQL, FLUX, ELASTICSEARCH)
 
 
 def _grafana() -> Iterator[tuple[str, str]]:

@@ -7,6 +7,7 @@ Form: https://grafana.com/docs/grafana/latest/dashboards/build-dashboards/view-d
 from __future__ import annotations
 
 from collections.abc import Iterator
+from collections.abc import Mapping
 
 from podscope.dashboards.panels import TYPED
 from podscope.dashboards.panels import VARIABLES
@@ -120,7 +121,7 @@ def _query(name: str, source: Source) -> Object:
         "sort": 1,
         "multi": True,
         "includeAll": True,
-        "allValue": source.all_value,
+        "allValue": source.all_values[name],
         "current": {"selected": True, "text": ["All"], "value": ["$__all"]},
         "options": [],
         "hide": 0,
@@ -166,25 +167,27 @@ def _panel(panel: Panel, source: Source) -> Object:
     made = {
         "type": panel.view,
         "title": panel.title,
-        "description": panel.text,
+        "description": f"{panel.text} {source.notes.get(panel.key, '')}".strip(),
         "datasource": _datasource(source),
         "targets": targets,
         **_VIEWS[panel.view](panel),
     }
-    return made | ({"transformations": [_named(columns)]} if columns else {})
+    if source.least:
+        made["interval"] = source.least
+    if columns:
+        made["transformations"] = [*_named(columns)]
+    if legend := source.legends.get(panel.key):
+        made["fieldConfig"]["defaults"]["displayName"] = legend
+    return made
 
 
-def _named(columns: object) -> Object:
+def _named(titles: Mapping[str, str]) -> Iterator[Object]:
     """A table has these columns alone, in this order."""
-    titles = dict(columns)  # type: ignore[call-overload]
-    return {
+    yield {"id": "filterFieldsByName", "options": {"include": {"names": [*titles]}}}
+    order = {name: place for place, name in enumerate(titles)}
+    yield {
         "id": "organize",
-        "options": {
-            "indexByName": {name: place for place, name in enumerate(titles)},
-            "renameByName": titles,
-            "includeByName": dict.fromkeys(titles, True),
-            "excludeByName": {},
-        },
+        "options": {"indexByName": order, "renameByName": dict(titles), "excludeByName": {}},
     }
 
 
@@ -227,7 +230,11 @@ def _table(panel: Panel) -> Object:
             "defaults": {"unit": panel.unit, "custom": {"align": "auto", "filterable": True}},
             "overrides": [],
         },
-        "options": {"showHeader": True, "cellHeight": "sm"},
+        "options": {
+            "showHeader": True,
+            "cellHeight": "sm",
+            "sortBy": [{"displayName": panel.sort, "desc": True}],
+        },
     }
 
 

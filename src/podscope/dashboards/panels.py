@@ -25,6 +25,7 @@ class Panel:
         unit: of its values, by Grafana's name.
         view: ``timeseries``, ``stat`` or ``table``.
         width: of 24 columns.
+        sort: of a table the title of the column that it is sorted by, the greatest first.
     """
 
     key: str
@@ -33,6 +34,7 @@ class Panel:
     text: str
     view: str = "timeseries"
     width: int = 8
+    sort: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,11 @@ class Source:
         plugin: Grafana's name of the data source.
         targets: by key of a panel what Grafana asks for; panels that are missing cannot be shown.
         variables: by name of a variable what its values are asked for with.
-        all_value: what stands for all values of a variable.
+        all_values: by name of a variable what stands for all its values, or none.
         columns: by key of a table the titles of its columns, by name, in their order.
+        notes: by key of a panel what is to be known of it here alone.
+        legends: by key of a panel what its lines are called, where targets do not say it.
+        least: the least time between two points; empty: the data source knows.
     """
 
     name: str
@@ -78,8 +83,11 @@ class Source:
     plugin: str
     targets: Mapping[str, tuple[Object, ...]]
     variables: Mapping[str, Any]
-    all_value: str
+    all_values: Mapping[str, str]
     columns: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
+    legends: Mapping[str, str] = field(default_factory=dict)
+    least: str = ""
 
 
 VARIABLES = {
@@ -127,10 +135,11 @@ OVERVIEW = Board(
         Section(
             "All",
             (
-                Panel("all.rate", "Requests", REQUESTS, "Requests answered, a second.", _STAT, 6),
-                Panel("all.errors", "Errors", SHARE, "Share of requests that failed.", _STAT, 6),
-                Panel("all.p50", "Median duration", SECONDS, "Of all requests.", _STAT, 6),
-                Panel("all.p99", "99th percentile", SECONDS, "Of all requests.", _STAT, 6),
+                Panel("all.rate", "Requests", REQUESTS, "Requests answered, a second.", _STAT, 5),
+                Panel("all.errors", "Errors", SHARE, "Share of requests that failed.", _STAT, 5),
+                Panel("all.mean", "Mean duration", SECONDS, "Of all requests.", _STAT, 5),
+                Panel("all.p50", "Median duration", SECONDS, "Of all requests.", _STAT, 5),
+                Panel("all.p99", "99th percentile", SECONDS, "Of all requests.", _STAT, 4),
             ),
         ),
         Section("Namespaces", _red("namespace", "namespace")),
@@ -139,8 +148,18 @@ OVERVIEW = Board(
         Section(
             "Worst",
             (
-                Panel("top.errors", "Most errors", NUMBER, "Failed requests.", _TABLE, 12),
-                Panel("top.routes", "Slowest routes", SECONDS, "By 99th percentile.", _TABLE, 12),
+                Panel(
+                    "top.errors", "Most errors", NUMBER, "Failed requests.", _TABLE, 12, "Requests"
+                ),
+                Panel(
+                    "top.routes",
+                    "Slowest routes",
+                    SECONDS,
+                    "The slowest one of a hundred.",
+                    _TABLE,
+                    12,
+                    "99th percentile",
+                ),
             ),
         ),
     ),
@@ -203,7 +222,7 @@ AGENT = Board(
                     "docs/reference/lost.md says what each reason means.",
                     width=12,
                 ),
-                Panel("lost.table", "Not counted", NUMBER, "By reason.", _TABLE, 12),
+                Panel("lost.table", "Not counted", NUMBER, "By reason.", _TABLE, 12, "Exchanges"),
             ),
         ),
         Section(
@@ -220,4 +239,84 @@ AGENT = Board(
     ),
 )
 
-BOARDS = (OVERVIEW, POD, AGENT)
+REQUESTS_BOARD = Board(
+    "requests",
+    "Request log",
+    "Single requests, as far as the configuration has them logged.",
+    ("cluster", "namespace", "workload", "pod", "node", "side", "path"),
+    (
+        Section(
+            "Logged requests",
+            (
+                Panel("log.rate", "Requests by pod", REQUESTS, "Logged requests a second."),
+                Panel("log.errors", "Errors by pod", SHARE, "Share of those that failed."),
+                Panel("log.duration", "Duration by pod", SECONDS, "The 99th percentile."),
+            ),
+        ),
+        Section(
+            "Requests",
+            (Panel("log.table", "Request log", NUMBER, "The newest.", _TABLE, 24, "Time"),),
+        ),
+    ),
+)
+
+_OF_POD = ("cluster", "namespace", "workload", "pod", "node")
+_A_SECOND = "A second."
+
+EVENTS = Board(
+    "events",
+    "Events",
+    "What goes wrong below HTTP: memory, listeners, connections, names.",
+    _OF_POD,
+    (
+        Section(
+            "Kills for memory",
+            (
+                Panel("oom.kills", "OOM kills by workload", NUMBER, "Of each interval."),
+                Panel("oom.table", "OOM kills", BYTES, "The newest.", _TABLE, 16, "Time"),
+            ),
+        ),
+        Section(
+            "Listeners",
+            (
+                Panel(
+                    "listen.usage",
+                    "Accept queue",
+                    SHARE,
+                    "The fullest queue of each pod as a share of its limit.",
+                ),
+                Panel("listen.drops", "Dropped handshakes", PER_SECOND, _A_SECOND),
+                Panel(
+                    "listen.overflows",
+                    "Overflows",
+                    PER_SECOND,
+                    "Those that were dropped because the accept queue was full.",
+                ),
+                Panel("listen.table", "Fullest queues", NUMBER, "By listener.", _TABLE, 24, "Most"),
+            ),
+        ),
+        Section(
+            "TCP",
+            (
+                Panel("tcp.opened", "Connections opened", PER_SECOND, "By workload."),
+                Panel("tcp.failed", "Connections that failed", PER_SECOND, "By workload."),
+                Panel("tcp.resets", "Resets", PER_SECOND, "Sent and received."),
+                Panel("tcp.retransmits", "Segments sent again", PER_SECOND, "By workload."),
+                Panel("tcp.bytes", "Payload", BYTES_PER_SECOND, "Sent and received."),
+                Panel("tcp.life", "Life of connections", SECONDS, "The mean, as they end."),
+                Panel("tcp.table", "Events of TCP", NUMBER, "The newest.", _TABLE, 24, "Time"),
+            ),
+        ),
+        Section(
+            "DNS",
+            (
+                Panel("dns.rate", "Lookups by response", PER_SECOND, _A_SECOND),
+                Panel("dns.errors", "Failed lookups by workload", SHARE, "Of all lookups."),
+                Panel("dns.duration", "Duration of lookups", SECONDS, "The mean, by workload."),
+                Panel("dns.table", "Names that fail", NUMBER, "By name.", _TABLE, 24, "Lookups"),
+            ),
+        ),
+    ),
+)
+
+BOARDS = (OVERVIEW, POD, REQUESTS_BOARD, EVENTS, AGENT)

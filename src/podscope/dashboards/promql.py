@@ -93,6 +93,13 @@ def _all() -> dict[str, tuple[Object, ...]]:
     return {
         "all.rate": (_range(_rate(SERVER, _where(_OVERVIEW), ""), "requests"),),
         "all.errors": (_range(share, "errors"),),
+        "all.mean": (
+            _range(
+                f"sum(rate({SERVER}_sum{_where(_OVERVIEW)}[$__rate_interval])) / "
+                f"(sum(rate({SERVER}_count{_where(_OVERVIEW)}[$__rate_interval])) > 0)",
+                "mean",
+            ),
+        ),
         "all.p50": (_range(_duration(0.5, SERVER, _OVERVIEW), "median"),),
         "all.p99": (_range(_duration(0.99, SERVER, _OVERVIEW), "99 %"),),
     }
@@ -228,7 +235,7 @@ PROMETHEUS = Source(
         "service": _values("service", f"{SERVICE}_count", "cluster", "namespace"),
         "instance": _values("instance", "podscope_agent_series", "cluster"),
     },
-    all_value=".*",
+    all_values=dict.fromkeys(LABELS, ".*"),
     columns={
         "top.errors": {
             "k8s_namespace_name": "Namespace",

@@ -255,7 +255,9 @@ def _member(one: Field, name: str, column: Array) -> list[Part[str]]:
         texts = np.datetime_as_string(column.astype("datetime64[ns]")).tolist()
         return [f'{key}:"', texts, 'Z",']
     if name == templates.EVENT_DURATION:
-        return _ints(name, np.rint(column * 1e9).astype(np.int64))
+        known = np.isfinite(column)
+        told = _ints(name, np.rint(np.where(known, column, 0) * 1e9).astype(np.int64))
+        return [text if one else "" for text, one in zip(told, known.tolist(), strict=True)]
     if one.type == "float":
         return _floats(key, rounded(column))
     if one.blank and not column.all():

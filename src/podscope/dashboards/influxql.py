@@ -1,0 +1,354 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The panels in InfluxQL, for InfluxDB 1 and for version 2 by its compatibility API.
+
+Measurements, tags and fields are those that ``podscope.sinks.line_protocol`` writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from podscope.dashboards.panels import Object
+from podscope.dashboards.panels import Source
+
+TAGS = {
+    "cluster": "k8s.cluster.name",
+    "namespace": "k8s.namespace.name",
+    "workload": "service.name",
+    "pod": "k8s.pod.name",
+    "node": "k8s.node.name",
+    "service": "k8s.service.name",
+    "side": "side",
+}
+_OVERVIEW = ("cluster", "namespace", "workload", "node")
+_POD = ("cluster", "namespace", "workload", "pod", "node")
+_SERVICE = ("cluster", "namespace", "service")
+_LOG = (*_POD, "side")
+_SERVERS, _CLIENTS, _FAILED = "\"side\" = 'server'", "\"side\" = 'client'", "\"error.type\" != ''"
+_TOTAL = 'sum("count")'
+_A_SECOND = "* 1000 / $__interval_ms"
+_NEWEST = 500
+
+
+def _where(variables: Sequence[str], *more: str) -> str:
+    """Conditions of a board's variables; a tag that is missing is matched by all."""
+    told = [f'"{TAGS[name]}" =~ /^${name}$/' for name in variables]
+    return " AND ".join(["$timeFilter", *told, *more])
+
+
+def _lines(value: str, source: str, where: str, by: Sequence[str], fill: str = "0") -> Object:
+    """Lines over time, one for each value of some tags."""
+    groups = "".join(f', "{tag}"' for tag in by)
+    return {
+        "query": f"SELECT {value} FROM {source} WHERE {where} "
+        f"GROUP BY time($__interval){groups} fill({fill})",
+        "rawQuery": True,
+        "resultFormat": "time_series",
+        "alias": "/".join(f"[[tag_{tag}]]" for tag in by) or "$col",
+    }
+
+
+def _table(value: str, source: str, where: str, by: Sequence[str] = ()) -> Object:
+    groups = ", ".join(f'"{tag}"' for tag in by)
+    newest = f" ORDER BY time DESC LIMIT {_NEWEST}"
+    return {
+        "query": f"SELECT {value} FROM {source} WHERE {where}"
+        + (f" GROUP BY {groups}" if by else newest),
+        "rawQuery": True,
+        "resultFormat": "table",
+    }
+
+
+def _named(target: Object, more: str) -> Object:
+    """The same, its lines called so as well."""
+    return target | {"alias": f"{target['alias']} {more}"}
+
+
+def _measurement(kind: str) -> str:
+    return f'"podscope_{kind}"'
+
+
+def _share(count: str, kind: str, failed: str, variables: Sequence[str], *more: str) -> str:
+    """A subquery with the columns ``bad`` and ``whole``: of those that failed, and of all."""
+    bad = f"SELECT {count} AS bad FROM {_measurement(kind)} WHERE "
+    whole = f"SELECT {count} AS whole FROM {_measurement(kind)} WHERE "
+    return f"({bad}{_where(variables, *more, failed)}), ({whole}{_where(variables, *more)})"
+
+
+def _errors(
+    kind: str, variables: Sequence[str], by: Sequence[str], *more: str, count: str = '"count"'
+) -> Object:
+    source = _share(count, kind, _FAILED, variables, *more)
+    return _lines("sum(bad) / sum(whole)", source, "$timeFilter", by)
+
+
+def _red(
+    key: str, kind: str, variables: Sequence[str], by: Sequence[str], *more: str
+) -> dict[str, tuple[Object, ...]]:
+    where, source = _where(variables, *more), _measurement(kind)
+    return {
+        f"{key}.rate": (_lines(f"{_TOTAL} {_A_SECOND}", source, where, by),),
+        f"{key}.errors": (_errors(kind, variables, by, *more),),
+        f"{key}.p99": (_lines('max("duration.p99")', source, where, by, "none"),),
+    }
+
+
+def _all() -> dict[str, tuple[Object, ...]]:
+    where, source = _where(_OVERVIEW, _SERVERS), _measurement("http")
+    mean = f'sum("duration.sum") / {_TOTAL}'
+    return {
+        "all.rate": (_lines(f"{_TOTAL} {_A_SECOND}", source, where, ()),),
+        "all.errors": (_errors("http", _OVERVIEW, (), _SERVERS),),
+        "all.mean": (_lines(mean, source, where, (), "none"),),
+        "all.p99": (_lines('max("duration.p99")', source, where, (), "none"),),
+        "top.errors": (
+            _table(
+                f"{_TOTAL} AS requests",
+                source,
+                f"{where} AND {_FAILED}",
+                [*COLUMNS["top.errors"]][:-1],
+            ),
+        ),
+        "top.routes": (
+            _table('max("duration.p99") AS p99', source, where, [*COLUMNS["top.routes"]][:-1]),
+        ),
+    }
+
+
+def _pod() -> dict[str, tuple[Object, ...]]:
+    pod, route, source = (TAGS["pod"],), ("http.route",), _measurement("http")
+    where = _where(_POD, _SERVERS)
+    rate = f"{_TOTAL} {_A_SECOND}"
+
+    def status(first: int) -> Object:
+        some = _where(_POD, _SERVERS, f'"http.response.status_code" =~ /^{first}/')
+        return _named(_lines(rate, source, some, pod), f"{first}xx")
+
+    return {
+        "pod.rate": (_lines(rate, source, where, pod),),
+        "pod.errors": (status(4), status(5)),
+        "pod.duration": (
+            _named(_lines(f'sum("duration.sum") / {_TOTAL}', source, where, pod, "none"), "mean"),
+            _named(_lines('max("duration.p90")', source, where, pod, "none"), "90 %"),
+            _named(_lines('max("duration.p99")', source, where, pod, "none"), "99 %"),
+        ),
+        "route.rate": (_lines(rate, source, where, route),),
+        "status.rate": (_lines(rate, source, where, ("http.response.status_code",)),),
+        "method.rate": (_lines(rate, source, where, ("http.request.method",)),),
+        "route.p99": (_lines('max("duration.p99")', source, where, route, "none"),),
+        "pod.bodies": tuple(
+            _named(
+                _lines(f'sum("http.{what}.body.size") {_A_SECOND}', source, where, pod),
+                f"{what}s",
+            )
+            for what in ("request", "response")
+        ),
+        **_red("client", "http", _POD, pod, _CLIENTS),
+    }
+
+
+def _log() -> dict[str, tuple[Object, ...]]:
+    path = '"url.path" =~ /^${path:regex}/'
+    where, source, pod = _where(_LOG, path), _measurement("request"), (TAGS["pod"],)
+    columns = ", ".join(f'"{name}"' for name in COLUMNS["log.table"] if name != "Time")
+    return {
+        "log.rate": (_lines(f'count("duration") {_A_SECOND}', source, where, pod),),
+        "log.errors": (
+            _lines(
+                "count(bad) / count(whole)",
+                _share('"duration"', "request", _FAILED, _LOG, path),
+                "$timeFilter",
+                pod,
+            ),
+        ),
+        "log.duration": (_lines('percentile("duration", 99)', source, where, pod, "none"),),
+        "log.table": (_table(columns, source, where),),
+    }
+
+
+def _events() -> dict[str, tuple[Object, ...]]:
+    where = _where(_POD)
+    workload, pod = (TAGS["namespace"], TAGS["workload"]), (TAGS["pod"], "server.port")
+    oom, listen, tcp, dns = map(_measurement, ("oom", "listen", "tcp", "dns"))
+
+    def rate(name: str, source: str, by: Sequence[str], called: str = "") -> Object:
+        made = _lines(f'sum("{name}") {_A_SECOND}', source, where, by)
+        return _named(made, called) if called else made
+
+    def newest(key: str, source: str) -> Object:
+        columns = ", ".join(f'"{name}"' for name in COLUMNS[key] if name != "Time")
+        return _table(columns, source, where)
+
+    return {
+        "oom.kills": (_lines('count("process.memory.usage")', oom, where, workload),),
+        "oom.table": (newest("oom.table", oom),),
+        "listen.usage": (_lines('max("podscope.listen.queue.usage")', listen, where, pod, "none"),),
+        "listen.drops": (rate("podscope.listen.drops", listen, pod),),
+        "listen.overflows": (rate("podscope.listen.overflows", listen, pod),),
+        "listen.table": (
+            _table(
+                'max("podscope.listen.accept_queue.highest") AS most, '
+                'max("podscope.listen.limit") AS "limit", '
+                'sum("podscope.listen.drops") AS drops',
+                listen,
+                where,
+                [*COLUMNS["listen.table"]][:-3],
+            ),
+        ),
+        "tcp.opened": (
+            rate("podscope.tcp.connects", tcp, workload, "connect"),
+            rate("podscope.tcp.accepts", tcp, workload, "accept"),
+        ),
+        "tcp.failed": (rate("podscope.tcp.connects.failed", tcp, workload),),
+        "tcp.resets": (
+            rate("podscope.tcp.resets.sent", tcp, workload, "sent"),
+            rate("podscope.tcp.resets.received", tcp, workload, "received"),
+        ),
+        "tcp.retransmits": (rate("podscope.tcp.retransmits", tcp, workload),),
+        "tcp.bytes": (
+            rate("podscope.tcp.sent", tcp, workload, "sent"),
+            rate("podscope.tcp.received", tcp, workload, "received"),
+        ),
+        "tcp.life": (
+            _lines(
+                'sum("podscope.tcp.duration.sum") / sum("podscope.tcp.duration.count")',
+                tcp,
+                where,
+                workload,
+                "none",
+            ),
+        ),
+        "tcp.table": (newest("tcp.table", _measurement("tcp_event")),),
+        "dns.rate": (rate("count", dns, ("podscope.dns.response_code",)),),
+        "dns.errors": (_errors("dns", _POD, workload),),
+        "dns.duration": (_lines(f'sum("duration.sum") / {_TOTAL}', dns, where, workload, "none"),),
+        "dns.table": (
+            _table(
+                '"dns.question.name", "error.type", "k8s.pod.name", "count"',
+                dns,
+                f"{where} AND {_FAILED}",
+            ),
+        ),
+    }
+
+
+def _values(name: str, *above: str) -> str:
+    """Values of a tag, of what the variables before it leave."""
+    where = " AND ".join(f'"{TAGS[one]}" =~ /^${one}$/' for one in above)
+    return f'SHOW TAG VALUES FROM /^podscope_/ WITH KEY = "{TAGS[name]}"' + (
+        f" WHERE {where}" if where else ""
+    )
+
+
+COLUMNS = {
+    "top.errors": {
+        "k8s.namespace.name": "Namespace",
+        "service.name": "Workload",
+        "http.request.method": "Method",
+        "http.route": "Route",
+        "error.type": "Error",
+        "requests": "Requests",
+    },
+    "top.routes": {
+        "k8s.namespace.name": "Namespace",
+        "service.name": "Workload",
+        "http.route": "Route",
+        "p99": "99th percentile",
+    },
+    "log.table": {
+        "Time": "Time",
+        "http.response.status_code": "Status",
+        "error.type": "Error",
+        "duration": "Duration (s)",
+        "http.request.method": "Method",
+        "url.path": "Path",
+        "k8s.namespace.name": "Namespace",
+        "k8s.pod.name": "Pod",
+        "service.name": "Workload",
+        "k8s.node.name": "Node",
+        "service.peer.name": "Peer",
+        "client.address": "Source",
+        "client.port": "Source port",
+        "server.address": "Host",
+        "server.port": "Port",
+        "side": "Side",
+        "network.protocol.version": "HTTP",
+    },
+    "oom.table": {
+        "Time": "Time",
+        "k8s.namespace.name": "Namespace",
+        "k8s.pod.name": "Pod",
+        "k8s.container.name": "Container",
+        "podscope.process.comm": "Process",
+        "podscope.oom.scope": "Scope",
+        "podscope.oom.limit": "Limit",
+        "process.memory.usage": "Resident",
+        "podscope.oom.trigger.comm": "Triggered by",
+    },
+    "listen.table": {
+        "k8s.namespace.name": "Namespace",
+        "k8s.pod.name": "Pod",
+        "process.executable.name": "Process",
+        "server.port": "Port",
+        "most": "Most",
+        "limit": "Limit",
+        "drops": "Drops",
+    },
+    "tcp.table": {
+        "Time": "Time",
+        "podscope.tcp.event": "Event",
+        "error.type": "Error",
+        "k8s.namespace.name": "Namespace",
+        "k8s.pod.name": "Pod",
+        "side": "Side",
+        "service.peer.name": "Peer",
+        "network.peer.address": "Peer's address",
+        "network.peer.port": "Peer's port",
+        "network.local.port": "Port",
+        "podscope.tcp.state.old": "State before",
+        "network.connection.state": "State",
+        "duration": "Duration (s)",
+        "podscope.tcp.drop.reason": "Reason of the drop",
+    },
+    "dns.table": {
+        "dns.question.name": "Name",
+        "error.type": "Error",
+        "k8s.pod.name": "Pod",
+        "count": "Lookups",
+    },
+}
+_BOUND = "No more than this: the highest of any series, since InfluxQL cannot merge histograms."
+
+INFLUXQL = Source(
+    name="influxql",
+    title="InfluxQL",
+    plugin="influxdb",
+    targets={
+        **_all(),
+        **_red("namespace", "http", _OVERVIEW, (TAGS["namespace"],), _SERVERS),
+        **_red("workload", "http", _OVERVIEW, (TAGS["namespace"], TAGS["workload"]), _SERVERS),
+        **_red("service", "service", _SERVICE, (TAGS["namespace"], TAGS["service"])),
+        **_pod(),
+        **_log(),
+        **_events(),
+    },
+    variables={
+        "cluster": _values("cluster"),
+        "namespace": _values("namespace", "cluster"),
+        "workload": _values("workload", "cluster", "namespace"),
+        "pod": _values("pod", "cluster", "namespace", "workload"),
+        "node": _values("node", "cluster"),
+        "service": _values("service", "cluster", "namespace"),
+        "side": _values("side"),
+    },
+    all_values=dict.fromkeys(TAGS, ".*"),
+    columns=COLUMNS,
+    notes=dict.fromkeys(
+        (
+            *("all.p99", "namespace.p99", "workload.p99", "service.p99", "client.p99"),
+            *("route.p99", "pod.duration", "top.routes"),
+        ),
+        _BOUND,
+    ),
+    least="10s",
+)
