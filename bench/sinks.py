@@ -3,8 +3,9 @@
 
 Each is a process of its own that sends the same requests, 5,000 at once, to a server that swallows
 them, or to the one that a flag names. CPU is of the process from its first row to its last.
-``ours`` begins with the records of the kernel, ``ours_columns`` and ``theirs_columns`` with the same
-columns, and ``theirs`` with row objects that were made before. Bodies are not compressed by either.
+``ours`` begins with the records of the kernel, ``ours_columns`` and ``theirs_columns`` with the
+same columns, and ``theirs`` with row objects that were made before. Bodies are not compressed by
+either.
 """
 
 from __future__ import annotations
