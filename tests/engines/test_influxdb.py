@@ -60,7 +60,8 @@ def select(influxdb: Any, database: str, query: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(
     "make",
-    [sink_rows.http_rows, sink_rows.service_rows, sink_rows.request_rows, sink_rows.event_rows],
+    sink_rows.KINDS,
+    ids=lambda make: make.__name__,
 )
 def test_every_value_of_every_kind_arrives_with_its_type_and_time(sink, influxdb, database, make):
     # GIVEN

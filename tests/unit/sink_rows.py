@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+import event_batches
 import numpy as np
 import records
 
@@ -112,3 +113,39 @@ def event_rows() -> Rows:
 
 def _unread(_: object) -> np.ndarray:
     raise AssertionError("read already")
+
+
+def _of_batch(batch: Batch) -> Rows:
+    (made,) = rows.of_batches([batch], resource=RESOURCE)
+    return made
+
+
+def tcp_rows() -> Rows:
+    """Connections of a client, and of a server."""
+    client = {"side": 2, "port": 443, "durations": [4 * 10**6, 10**8], "failed": 1}
+    return _of_batch(event_batches.batch("tcp", client, {"side": 1, "port": 80, "accepts": 5}))
+
+
+def dns_rows() -> Rows:
+    """Lookups that had a response, and one that had none."""
+    answered = {"side": 2, "type": 1, "name": 5, "text": b"a.test", "durations": [10**6]}
+    late = answered | {"durations": [], "code": 255, "count": 1}
+    return _of_batch(event_batches.batch("dns", answered, late))
+
+
+def listen_rows() -> Rows:
+    """A queue that has overflowed, and one of which that cannot be told."""
+    full = {"port": 80, "limit": 10, "accept_highest": 11, "drops": 3, "overflows": 2, "event": 5}
+    return _of_batch(event_batches.batch("listen", full, full | {"port": 81, "overflows": -1}))
+
+
+def lost_rows() -> Rows:
+    """Two reasons."""
+    return rows.of_losses({"joined": 3, "ring_full": 1}, records.TIME_NS, RESOURCE)
+
+
+# Rows of every kind that sinks get.
+KINDS = (
+    *(http_rows, service_rows, request_rows, event_rows),
+    *(tcp_rows, dns_rows, listen_rows, lost_rows),
+)

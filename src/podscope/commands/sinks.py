@@ -6,10 +6,12 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from typing import Any
 
 from podscope.commands.configured import add_config
+from podscope.commands.configured import events
 from podscope.commands.configured import load
 from podscope.errors import PodscopeError
 from podscope.errors import UsageError
@@ -50,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     failed = False
     for settings in chosen:
         try:
-            for line in _lines(settings, dry_run=args.dry_run):
+            for line in _lines(settings, events(config), dry_run=args.dry_run):
                 print(line, flush=True)
         except PodscopeError as error:
             print(f"podscope: sink {settings.title}: {error}", file=sys.stderr)
@@ -62,14 +64,17 @@ def _is_elastic(settings: SinkSettings) -> bool:
     return settings.type in ("elasticsearch", "opensearch")
 
 
-def _lines(settings: Any, *, dry_run: bool) -> Iterator[str]:
+def _lines(settings: Any, others: Sequence[str], *, dry_run: bool) -> Iterator[str]:
     from podscope import schema
+    from podscope import schema_metrics
     from podscope.sinks import elasticsearch
     from podscope.sinks.rows import BY_SERVICE
     from podscope.sinks.rows import SERVICE
+    from podscope.sources.source import fields_of
 
     services = schema.told(schema.HTTP, BY_SERVICE)
     kinds = {"http": schema.HTTP, SERVICE: services, "request": schema.REQUEST}
+    kinds |= {kind: fields_of(kind) for kind in others} | {"lost": schema_metrics.LOST}
     if not dry_run:
         for line in elasticsearch.setup(settings, kinds):
             yield f"{settings.title}: {line}"
