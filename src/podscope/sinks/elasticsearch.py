@@ -256,8 +256,11 @@ def _member(one: Field, name: str, column: Array) -> list[Part[str]]:
         return [f'{key}:"', texts, 'Z",']
     if name == templates.EVENT_DURATION:
         known = np.isfinite(column)
-        told = _ints(name, np.rint(np.where(known, column, 0) * 1e9).astype(np.int64))
-        return [text if one else "" for text, one in zip(told, known.tolist(), strict=True)]
+        lasted = np.rint(np.where(known, column, 0) * 1e9).astype(np.int64)
+        if known.all():
+            return _ints(name, lasted)
+        pairs = zip(lasted.tolist(), known.tolist(), strict=True)
+        return [[f"{key}:{ns}," if one else "" for ns, one in pairs]]
     if one.type == "float":
         return _floats(key, rounded(column))
     if one.blank and not column.all():
