@@ -196,7 +196,8 @@ class EventTotals:
         sides = rows.columns["side"].tolist() if "side" in rows.columns else [""] * len(rows)
         start_ns = rows.time_ns - round(rows.interval * 1e9)
         found: list[int] = []
-        for side, key in zip(sides, zip(*columns, strict=True), strict=True):
+        keys = zip(*columns, strict=True) if columns else [()] * len(rows)
+        for side, key in zip(sides, keys, strict=True):
             place = known.get(key)
             if place is None:
                 labels = tuple(_told(names, key))
