@@ -52,5 +52,5 @@ SHORT = Choice(
         "or states_are_complete or retransmits_are or storm or over_reads or without_reasons "
         "or told_by_both_ends or lookup_over_tcp",
     ),
-    seconds=600,
+    seconds=900,
 )  # fmt: skip
