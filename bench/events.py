@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
+from contextlib import suppress
 from typing import Any
 
 import variants
@@ -119,7 +120,11 @@ def kernel_ns(make: Callable[[], Any], connections: int) -> int:
 
 def descriptors(program: BpfObject) -> list[int]:
     """Descriptors of the programs that are loaded."""
-    return [program.program_fd(name) for name in program.programs()]
+    found = []
+    for name in program.programs():
+        with suppress(PodscopeError):  # it is left out
+            found.append(program.program_fd(name))
+    return found
 
 
 def loss(make: Callable[[], Any], connections: int) -> float:

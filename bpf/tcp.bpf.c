@@ -42,9 +42,7 @@ struct connection {
 	u32 pid;
 	u32 owner;
 	u32 side;
-	u16 port; /* of this end */
-	u8 over;  /* it has ended, and that is counted */
-	u8 pad;
+	u32 port; /* of this end */
 	u64 cgroup_id;
 };
 
@@ -93,6 +91,7 @@ struct tcp_sock {
 	u64 bytes_received;
 	u32 snd_cwnd;
 	u32 snd_ssthresh;
+	u8 bpf_sock_ops_cb_flags;
 } __attribute__((preserve_access_index));
 
 struct sock___buffers {
@@ -374,8 +373,6 @@ static __always_inline void changed(struct tcp_event *event, struct sock *sk,
 		connect_ended(event, sk, connection, false);
 	else if (old != BPF_TCP_LISTEN && (old != BPF_TCP_SYN_RECV || connection))
 		life_ended(event, sk, connection);
-	if (connection)
-		connection->over = 1;
 }
 
 static __always_inline bool counts(u32 old, u32 new)
@@ -383,44 +380,38 @@ static __always_inline bool counts(u32 old, u32 new)
 	return new == BPF_TCP_CLOSE || (old == BPF_TCP_SYN_SENT && new == BPF_TCP_ESTABLISHED);
 }
 
-static __always_inline bool is_counted(const struct connection *connection, u32 new)
-{
-	if (!connection)
-		return false;
-	return connection->over || (new == BPF_TCP_ESTABLISHED && connection->opened_ns);
-}
-
 /*
  * TP_PROTO(const struct sock *sk, const int oldstate, const int newstate), in
  * include/trace/events/sock.h. The kernel does not run it inside of itself, as where a packet
  * comes while a process connects (Linux commit 05b24ff9b2cf, in v6.2): what is to be exact is
- * counted by tcp_ends(), and here only if that was not called.
+ * counted by tcp_ends(), and here only of sockets that do not call it.
  */
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(tcp_state, struct sock *sk, int old, int new)
 {
 	struct connection *connection;
 	struct tcp_event event;
-	bool counted;
+	struct tcp_sock *tcp;
+	bool here;
 
 	if (!is_wanted(TCP_STATE) && !counts(old, new))
 		return 0;
-	connection = connection_of(sk);
-	if (!connection && sk->sk_protocol != IPPROTO_TCP)
+	tcp = bpf_skc_to_tcp_sock(sk);
+	if (!tcp)
 		return 0;
-	counted = is_counted(connection, new) || !counts(old, new);
-	if (is_wanted(TCP_STATE) || !counted) {
-		known_begin(&event, sk, connection, TCP_STATE);
-		event.old_state = old;
-		event.state = new;
-	}
+	here = counts(old, new) && !(tcp->bpf_sock_ops_cb_flags & BPF_SOCK_OPS_STATE_CB_FLAG);
+	if (!is_wanted(TCP_STATE) && !here)
+		return 0;
+	connection = connection_of(sk);
+	known_begin(&event, sk, connection, TCP_STATE);
+	event.old_state = old;
+	event.state = new;
 	/* the process is at work itself, and noted in a moment */
-	if (is_wanted(TCP_STATE) && !event.pid &&
-	    (new == BPF_TCP_SYN_SENT || new == BPF_TCP_LISTEN))
+	if (!event.pid && (new == BPF_TCP_SYN_SENT || new == BPF_TCP_LISTEN))
 		event.pid = bpf_get_current_pid_tgid() >> 32;
 	if (is_wanted(TCP_STATE))
 		send(&event);
-	if (!counted)
+	if (here)
 		changed(&event, sk, connection, old, new);
 	if (new == BPF_TCP_CLOSE)
 		let_go(sk, connection, old);
@@ -498,22 +489,19 @@ static __always_inline void changes(struct bpf_sock *ops_sk, u32 old, u32 new)
 {
 	struct connection *connection;
 	struct tcp_event event;
-	struct tcp_sock *tcp;
 	struct sock *sk;
 
 	if (!counts(old, new))
 		return;
-	tcp = bpf_skc_to_tcp_sock(ops_sk);
-	sk = (struct sock *)tcp;
-	if (!tcp)
+	sk = (struct sock *)bpf_skc_to_tcp_sock(ops_sk);
+	if (!sk)
 		return;
 	connection = connection_of(sk);
-	if (!connection || is_counted(connection, new))
-		return;
 	known_begin(&event, sk, connection, TCP_STATE);
-	event.old_state = old;
 	event.state = new;
 	changed(&event, sk, connection, old, new);
+	if (new == BPF_TCP_CLOSE && !is_wanted(TCP_STATE)) /* which tells whose it was */
+		let_go(sk, connection, old);
 }
 
 static __always_inline void ask_for_changes(struct bpf_sock_ops *ops)
