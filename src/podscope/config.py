@@ -72,6 +72,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     events: Annotated[
         Names, Meta(description="kinds of rows beside HTTP; [] or none: none of them")
     ] = Names(EVENTS)
+    traces: Annotated[
+        bool, Meta(description="run the traces that podscope run asks for; agent only")
+    ] = False
     grace: Annotated[
         Duration, Meta(description="how long sinks may send what is left at the end")
     ] = Duration(5)

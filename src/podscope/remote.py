@@ -37,6 +37,7 @@ from podscope.streams import Asked
 
 NAMESPACE = "podscope"
 SELECTOR = "app.kubernetes.io/name=podscope,app.kubernetes.io/component=agent"
+TRACES_SELECTOR = f"{SELECTOR},podscope.dev/traces=true"
 # Agents tell more often than this, if only that nothing happened.
 SILENCE_SECONDS = 30.0
 # How long a node that did not answer is left alone.
@@ -82,7 +83,9 @@ class Wanted:
         return f"{STREAM_PATH}{self.kind}?{urlencode(told)}"
 
 
-def find_agents(server: ApiServer, namespace: str = NAMESPACE) -> tuple[Agent, ...]:
+def find_agents(
+    server: ApiServer, namespace: str = NAMESPACE, selector: str = SELECTOR
+) -> tuple[Agent, ...]:
     """The agents of a cluster, by node.
 
     Raises:
@@ -91,7 +94,7 @@ def find_agents(server: ApiServer, namespace: str = NAMESPACE) -> tuple[Agent, .
     connection = Connection(server)
     try:
         body = connection.get(
-            f"api/v1/namespaces/{namespace}/pods", {"labelSelector": SELECTOR}, SILENCE_SECONDS
+            f"api/v1/namespaces/{namespace}/pods", {"labelSelector": selector}, SILENCE_SECONDS
         )
     except KubernetesError as error:
         if error.status == http.client.FORBIDDEN:
@@ -112,6 +115,14 @@ def find_agents(server: ApiServer, namespace: str = NAMESPACE) -> tuple[Agent, .
             "namespace with --agent-namespace"
         )
     return tuple(Agent(node, pod) for node, pod in sorted(found.items()))
+
+
+def tracing_agents(server: ApiServer, namespace: str = NAMESPACE) -> dict[str, str]:
+    """Pods of the agents that run traces, by node; none without the right to see them."""
+    try:
+        return {one.node: one.pod for one in find_agents(server, namespace, TRACES_SELECTOR)}
+    except PodscopeError:
+        return {}
 
 
 class Nodes:

@@ -44,6 +44,7 @@ EVENTS = "events"
 # Where an agent serves them, on its pod's loopback address.
 STREAM_PORT = 9436
 STREAM_PATH = "/v1/"  # and the kind of batches
+TRACES_PATH = "/v1/traces/"  # and what is to be done
 FindPod = Callable[[str], Pod | None]
 T = TypeVar("T")
 # How long those who listen may take what is left at the end.

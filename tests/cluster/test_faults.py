@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
 import time
 from pathlib import Path
 
+import api_server as server
 import pytest
 from workloads import SPACE
 from workloads import Watching
@@ -88,54 +87,17 @@ def api_server() -> Path:
     return Path(place)
 
 
-def stop(pid_file: Path) -> list[bytes]:
-    """Ends it; gives its command line."""
-    pid = int(pid_file.read_text())
-    command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:-1]
-    os.kill(pid, signal.SIGKILL)
-    while Path(f"/proc/{pid}").exists() and not is_zombie(pid):
-        time.sleep(0.05)
-    return command
-
-
-def is_zombie(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
-
-
-def start(pid_file: Path, command: list[bytes]) -> None:
-    """Starts it as it was."""
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    pid_file.write_text(f"{process.pid}\n")
-
-
-def reachable(cluster) -> bool:
-    try:
-        cluster.connection.get("readyz", {}, 5)
-    except KubernetesError:
-        return False
-    return True
-
-
 def test_counting_goes_on_with_all_names_while_the_api_server_is_away(cluster, api_server):
     # GIVEN a pod that asks all the time
     path = steady(cluster, "through", AWAY_SECONDS + 10)
 
     # WHEN
-    command = stop(api_server)
+    command = server.stop(api_server)
     try:
         time.sleep(AWAY_SECONDS)
     finally:
-        start(api_server, command)
-    wait(lambda: reachable(cluster))
+        server.start(api_server, command)
+    wait(lambda: server.reachable(cluster))
     count = answered(cluster, "through")
 
     # THEN

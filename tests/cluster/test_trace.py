@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import api_server
 import pytest
 import traces
 import workloads
@@ -24,6 +26,7 @@ from workloads import delete
 from workloads import patch
 from workloads import wait
 
+AWAY_SECONDS = 6
 COUNT = 'BEGIN { printf("hello\\n"); @ = count(); exit(); }'
 RBAC = "apis/rbac.authorization.k8s.io/v1"
 
@@ -307,6 +310,34 @@ def test_a_node_whose_pod_is_killed_is_told_and_the_others_stay(cluster):
     assert list(told["failed"]) == ["node-1"], told
     assert told["reported"] == ["node-2"]
     assert 20 <= tracing.maps()["@"][()] <= 40
+
+
+def test_a_trace_goes_on_while_the_api_server_is_away(cluster):
+    # GIVEN
+    place = os.environ.get("PODSCOPE_API_SERVER_PID_FILE", "")
+    if not place:
+        pytest.skip("needs an API server that may be stopped: set PODSCOPE_API_SERVER_PID_FILE")
+    web = list(pods(cluster, "web"))
+    program = marking("@ = count();") + ' interval:ms:500 { printf("half\\n"); }'
+    with Tracing(cluster, "deploy/web", "-e", program) as tracing:
+        mark(cluster, web[0], 8)
+        # WHEN
+        command = api_server.stop(Path(place))
+        try:
+            time.sleep(AWAY_SECONDS)
+        finally:
+            api_server.start(Path(place), command)
+        wait(lambda: api_server.reachable(cluster), PATIENCE)
+        mark(cluster, web[1], 9)
+        told = tracing.end()
+
+    # THEN nothing is missing, and nothing there twice
+    assert tracing.code == 0, (told, tracing.errors)
+    assert tracing.maps()["@"] == {(): 17}
+    for node in ("node-1", "node-2"):
+        halves = sum(one.get("text") == "half\n" and one["node"] == node for one in tracing.lines)
+        assert halves >= AWAY_SECONDS, halves
+    assert told["lost"] == {}
 
 
 def test_a_trace_ends_at_its_deadline(cluster):

@@ -398,3 +398,24 @@ def test_a_missing_right_is_named():
 
 def test_other_refusals_keep_the_words_of_the_api_server():
     assert permission("quota is used up") == "no permission: quota is used up"
+
+
+def test_agents_that_run_traces_get_the_list_of_tracepoints_and_memory():
+    # GIVEN
+    plain = manifests.objects()[-1]["spec"]["template"]
+
+    # WHEN
+    made = manifests.objects(settings=["traces=true", "resources.limits.memory=2Gi"])
+    template = made[-1]["spec"]["template"]
+
+    # THEN
+    assert "traces: true" in made[-2]["data"]["config.yaml"]
+    assert template["metadata"]["labels"]["podscope.dev/traces"] == "true"
+    agent, before = template["spec"]["containers"][0], plain["spec"]["containers"][0]
+    assert agent["resources"]["limits"]["memory"] == "2Gi"
+    assert agent["securityContext"] == before["securityContext"]
+    added = [one for one in agent["volumeMounts"] if one not in before["volumeMounts"]]
+    assert added == [
+        {"name": "tracing", "mountPath": "/sys/kernel/tracing", "readOnly": True},
+    ]
+    assert "podscope.dev/traces" not in plain["metadata"]["labels"]

@@ -28,7 +28,8 @@ ROOMS = (
     {"pipeline", "trace"},
     {"scope", "config", "dashboards"},
     {"streams"},
-    {"agent", "remote", "deploy"},
+    {"node_traces"},
+    {"agent", "agent_traces", "remote", "deploy"},
     {"commands", "tui", "web", "__main__"},
 )
 # What passes between the rooms, and the arithmetic on it.

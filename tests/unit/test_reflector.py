@@ -531,8 +531,12 @@ def test_rotated_token_is_read_again(server, follow, tmp_path):
 
     # WHEN the old token is refused before the new one is in the file
     server.token = "new"
-    server.end_watches()
-    eventually(lambda: "401 Unauthorized" in reflector.state.last_error)
+
+    def refused() -> bool:
+        server.end_watches()  # again: one may have begun just before
+        return "401 Unauthorized" in reflector.state.last_error
+
+    eventually(refused)
     file.write_text("new\n")
     server.put(PATH, pod("b"))
 

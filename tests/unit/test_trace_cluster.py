@@ -18,7 +18,7 @@ from podscope.commands import showing
 from podscope.commands.lifetime import Lifetime
 from podscope.commands.stop_port import StopPort
 from podscope.errors import UsageError
-from podscope.trace import following
+from podscope.trace import job_logs
 from podscope.trace import kept
 from podscope.trace import patches
 from podscope.trace import reports
@@ -293,7 +293,7 @@ def test_targets_and_flags_say_whether_a_cluster_is_meant(words, expected):
     ],
 )  # fmt: skip
 def test_why_a_pod_does_not_speak_is_one_line(pod, expected):
-    assert following._why(pod) == expected
+    assert job_logs._why(pod) == expected
 
 
 def job(name: str, node: str, owner: str = "", **status: object) -> dict:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from podscope.agent import Agent
     from podscope.config import Config
+    from podscope.node_traces import NodeTraces
     from podscope.streams import Streams
 
 HELP = "Watch this node of a Kubernetes cluster; 'podscope install' runs it on every node."
@@ -49,6 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="this node's name (default: NODE_NAME, else the host's name)",
     )
+    parser.add_argument(
+        "--traces", metavar="BOOL", help="run traces that 'podscope run' asks for (default: false)"
+    )
     add_listen(parser)
     add_interval(parser)
     add_sinks(parser)
@@ -62,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
     node = config.node or os.environ.get("NODE_NAME") or socket.gethostname()
     from podscope.agent import Agent
     from podscope.identity.kubernetes_client import find_server
+    from podscope.node_traces import NodeTraces
     from podscope.streams import EVENTS
     from podscope.streams import KINDS
     from podscope.streams import STREAM_PATH
@@ -78,8 +83,12 @@ def run(args: argparse.Namespace) -> int:
         agent.interval = float(changed.interval)
 
     stream_pages = {f"{STREAM_PATH}{kind}": _stream(streams, kind) for kind in (*KINDS, EVENTS)}
+    traces = NodeTraces()
+    if config.traces:
+        stream_pages |= _traces(traces)
     with (
         Lifetime() as lifetime,
+        traces,
         http_server.HttpServer((STREAM_HOST, STREAM_PORT), stream_pages),
         Agent(server, node, streams, float(config.interval), others) as agent,
         http_server.HttpServer(config.listen.pair, _pages(totals, counted, agent)) as served,
@@ -113,6 +122,26 @@ def _stream(streams: Streams, kind: str) -> http_server.Page:
         return http_server.Answer(200, "application/octet-stream", frames)
 
     return page
+
+
+def _traces(traces: NodeTraces) -> dict[str, http_server.Page]:
+    """Pages for traces, each of which does what its name says."""
+    from podscope import node_traces
+    from podscope.streams import TRACES_PATH
+
+    def page(what: str) -> http_server.Page:
+        def answer(request: http_server.Request) -> http_server.Answer:
+            try:
+                pieces = node_traces.answer(traces, what, request.query)
+            except UsageError as error:
+                return http_server.text(400, f"{error}\n")
+            except PodscopeError as error:
+                return http_server.text(501, f"{error}\n")
+            return http_server.Answer(200, "application/octet-stream", pieces)
+
+        return answer
+
+    return {f"{TRACES_PATH}{what}": page(what) for what in node_traces.PAGES}
 
 
 def _pages(

@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     parser.add_argument("trace", nargs="?", metavar="TRACE", help="its id or name")
     targets.add_place(parser)
+    targets.add_agents(parser)
     parser.add_argument(
         "-o", "--output", choices=showing.FORMS, default="table", help="form (default: table)"
     )
@@ -38,17 +39,18 @@ def run(args: argparse.Namespace) -> int:
     if args.trace is None:
         raise UsageError("which trace? 'podscope get' lists them")
     from podscope.commands import run_cluster
+    from podscope.commands.ways import Ways
     from podscope.identity.kubernetes_client import find_server
     from podscope.trace.following import Following
-    from podscope.trace.kept import Traces
 
     interval = filters.duration_ns(args.interval, "--interval", least_ns=_LEAST_INTERVAL_NS) / 1e9
     server = find_server(args.kubeconfig or "", args.context or "")
-    with Traces(server) as asked:
+    with Ways(server, args.agent_namespace) as asked:
         kept = asked.find(args.trace, args.namespace or server.namespace)
+        place = asked.place(kept)
     with (
         Lifetime() as lifetime,
-        Following(server, kept, interval=interval, by_node=args.by == "node") as following,
+        Following(place, kept, interval=interval, by_node=args.by == "node") as following,
     ):
         lifetime.begin(lambda: run_cluster.stop(following, lifetime))
         about = following.about()

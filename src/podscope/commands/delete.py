@@ -18,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     parser.add_argument("traces", nargs="*", metavar="TRACE", help="ids or names")
     targets.add_place(parser)
+    targets.add_agents(parser)
     parser.add_argument("--all", action="store_true", help="all of the namespace")
     parser.add_argument(
         "-A", "--all-namespaces", action="store_true", help="with --all: of all namespaces"
@@ -30,15 +31,15 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("which traces? Give their ids, or --all")
     if args.all_namespaces and args.namespace:
         raise UsageError("-A: all namespaces and -n exclude each other; give one of them")
+    from podscope.commands.ways import Ways
     from podscope.identity.kubernetes_client import find_server
     from podscope.trace.kept import PREFIX
-    from podscope.trace.kept import Traces
 
     server = find_server(args.kubeconfig or "", args.context or "")
     namespace = None if args.all_namespaces else args.namespace or server.namespace
-    with Traces(server) as asked:
+    with Ways(server, args.agent_namespace) as asked:
         if args.all:
-            found = asked.list(namespace)
+            found = asked.all(namespace)
         else:
             found = tuple(asked.find(word, namespace) for word in dict.fromkeys(args.traces))
         for kept in found:

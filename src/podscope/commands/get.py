@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "traces", nargs="*", metavar="TRACE|FILE", help="id or name of one, or files"
     )
     targets.add_place(parser)
+    targets.add_agents(parser)
     parser.add_argument("-A", "--all-namespaces", action="store_true", help="of all namespaces")
     parser.add_argument(
         "-o", "--output", choices=OUTPUTS, default="table", help="form (default: table)"
@@ -55,19 +56,18 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"one trace at a time, or files that are there: {' '.join(words)}")
     if args.all_namespaces and args.namespace:
         raise UsageError("-A: all namespaces and -n exclude each other; give one of them")
+    from podscope.commands.ways import Ways
     from podscope.identity.kubernetes_client import find_server
-    from podscope.trace.following import read_logs
     from podscope.trace.kept import RUNNING
-    from podscope.trace.kept import Traces
 
     server = find_server(args.kubeconfig or "", args.context or "")
     namespace = None if args.all_namespaces else args.namespace or server.namespace
-    with Traces(server) as asked:
+    with Ways(server, args.agent_namespace) as asked:
         if not words:
-            _list(asked.list(namespace), args.output)
+            _list(asked.all(namespace), args.output)
             return 0
         kept = asked.find(words[0], namespace)
-        gathered = read_logs(asked, kept)
+        gathered = asked.gathered(kept)
     _show(gathered, args)
     return 0 if gathered.whole() or kept.state == RUNNING else 1
 

@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     parser.add_argument("trace", nargs="?", metavar="TRACE", help="its id or name")
     targets.add_place(parser)
+    targets.add_agents(parser)
     parser.add_argument(
         "-f", "--follow", action="store_true", help="go on until its end; Ctrl-C leaves it alone"
     )
@@ -36,24 +37,24 @@ def run(args: argparse.Namespace) -> int:
     if args.trace is None:
         raise UsageError("which trace? 'podscope get' lists them")
     from podscope.commands import showing
+    from podscope.commands.ways import Ways
     from podscope.identity.kubernetes_client import find_server
     from podscope.trace import show
     from podscope.trace.following import Following
-    from podscope.trace.following import read_logs
-    from podscope.trace.kept import Traces
 
     server = find_server(args.kubeconfig or "", args.context or "")
-    with Traces(server) as asked:
+    with Ways(server, args.agent_namespace) as asked:
         kept = asked.find(args.trace, args.namespace or server.namespace)
+        place = asked.place(kept)
         if not args.follow:
-            gathered = read_logs(asked, kept)
+            gathered = asked.gathered(kept)
             lines = [line for report in gathered.reports.values() for line in report.lines]
             shapes = gathered.told_shapes()
             for line in sorted(lines, key=showing.time_of):
                 sys.stdout.write(showing.prefixed(line, shapes, times=args.timestamps))
             _print_maps(show.maps_lines(gathered.maps() if gathered.reports else {}, shapes))
             return _tell(gathered.notes(), failed=any(r.failed for r in gathered.reports.values()))
-    with Lifetime() as lifetime, Following(server, kept) as following:
+    with Lifetime() as lifetime, Following(place, kept) as following:
         lifetime.begin(following.leave)
         return _follow(following, times=args.timestamps)
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 HELP = "Run a bpftrace program, confined to a target, and show its maps live."
 FORMS = (*showing.FORMS, "snapshots")
 BY = ("node", "pod")
+WAYS = ("auto", "agents", "jobs")
 TRACERS = ("bpftrace",)
 IMAGE = "docker.io/library/podscope:dev"
 _LEAST_INTERVAL_NS = 100 * 10**6
@@ -151,6 +152,13 @@ def _add_cluster(parser: argparse.ArgumentParser) -> None:
         "-A", "--all-namespaces", action="store_true", help="pods of all namespaces"
     )
     parser.add_argument("-l", "--selector", metavar="LABELS", help="pods with these labels")
+    parser.add_argument(
+        "--way",
+        choices=WAYS,
+        default="auto",
+        help="by Jobs, or by agents that run traces (default: by agents where it can be)",
+    )
+    targets.add_agents(parser)
     parser.add_argument("--all-nodes", action="store_true", help="all nodes, each as a whole")
     parser.add_argument("-c", "--container", metavar="NAME", default="", help="this container only")
     parser.add_argument(

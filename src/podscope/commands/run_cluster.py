@@ -26,9 +26,11 @@ from podscope.commands import placement
 from podscope.commands import showing
 from podscope.commands import targets
 from podscope.commands.lifetime import Lifetime
+from podscope.commands.run import IMAGE
 from podscope.commands.run import Options
 from podscope.commands.run import place
 from podscope.commands.run import seconds
+from podscope.commands.ways import Ways
 from podscope.errors import PodscopeError
 from podscope.errors import UsageError
 from podscope.identity.kubernetes import Cluster
@@ -101,28 +103,54 @@ def run(chosen: Options, args: argparse.Namespace) -> int:
     request = _request(chosen, args, args.namespace or server.namespace)
     change = _change(args)
     _tell_unused(args)
-    with Lifetime() as lifetime, Traces(server) as made:
-        kept = made.create(request, parts, change)
+    with Lifetime() as lifetime, Ways(server, args.agent_namespace) as ways:
+        by_agents = _by_agents(asked, args, parts, ways)
+        if by_agents:
+            kept = ways.agents.create(request, parts)
+        else:
+            kept = ways.jobs.create(request, parts, change)
         nodes = f"{len(kept.nodes)} node{'s' if len(kept.nodes) > 1 else ''}"
         print(f"trace {kept.name.removeprefix(traces.PREFIX)} created", file=sys.stderr)
-        print(f"podscope: by Jobs on {nodes} in namespace {kept.namespace!r}", file=sys.stderr)
+        way = "the agents of" if by_agents else f"Jobs in namespace {kept.namespace!r} on"
+        print(f"podscope: by {way} {nodes}", file=sys.stderr)
         if args.detach:
             return 0
         with (
             place(chosen, kept.name) as out,
             Following(
-                server,
+                ways.place(kept),
                 kept,
                 interval=chosen.interval,
                 by_node=chosen.by == "node",
                 grace=chosen.grace,
             ) as following,
-            _joining(asked, request, following, server),
+            _joining(asked, request, following, ways),
         ):
             lifetime.begin(lambda: stop(following, lifetime))
             places = ("node", "pod") if asked.of_pods and chosen.confine else ("node",)
             view = showing.View(chosen.form, chosen.script.name, chosen.script.columns, places)
             return show(InCluster(following, chosen.target, speaks), view, out)
+
+
+def _by_agents(
+    asked: Asked, args: argparse.Namespace, parts: Sequence[jobs.Part], ways: Ways
+) -> bool:
+    """Whether the agents are to run it; raises UsageError where they are to and cannot."""
+    missing = [part.node for part in parts if part.node not in ways.agents.agents]
+    jobs_only = {
+        "--unsafe": args.unsafe,
+        "--patch": args.patch,
+        "$container_pid": asked.one,
+        "--imagename": args.imagename != IMAGE,
+        "--serviceaccount": args.serviceaccount != "default",
+    }
+    given = [name for name, value in jobs_only.items() if value]
+    if args.way == "agents" and missing:
+        why = "install them with --set traces=true"
+        raise UsageError(f"--way agents: node {missing[0]} has none that runs traces; {why}")
+    if args.way == "agents" and given:
+        raise UsageError(f"--way agents: not with {given[0]}")
+    return args.way != "jobs" and not missing and not given
 
 
 def show(trace: InCluster, view: showing.View, out: Any) -> int:
@@ -307,7 +335,7 @@ def _list(
 
 @contextlib.contextmanager
 def _joining(
-    asked: Asked, request: jobs.Request, following: Following, server: ApiServer
+    asked: Asked, request: jobs.Request, following: Following, ways: Ways
 ) -> Iterator[None]:
     """Takes in pods and containers of the target that come while the trace runs."""
     ended = threading.Event()
@@ -315,16 +343,15 @@ def _joining(
     def look() -> None:
         end = time.monotonic() + request.deadline
         known = {target for part in _known(following.kept) for target in part}
-        with Traces(server) as made:
+        with Traces(ways.server) as made:
             while not ended.wait(_LOOK_SECONDS) and not following.is_ending:
                 left = end - time.monotonic()
                 if left < 1:
                     return
-                with suppress(PodscopeError):
-                    for part in _new_parts(_parts(asked, server), known):
-                        made.add(replace(request, deadline=left), part, following.kept)
+                with suppress(PodscopeError, OSError):
+                    for part in _new_parts(_parts(asked, ways.server), known):
+                        _add(replace(request, deadline=left), part, following, (ways, made))
                         known.update(part.targets)
-                        _follow_new(made, following)
 
     thread = threading.Thread(target=look, daemon=True)
     if asked.of_pods and request.confine:
@@ -333,6 +360,24 @@ def _joining(
         yield
     finally:
         ended.set()
+
+
+def _add(
+    request: jobs.Request, part: jobs.Part, following: Following, by: tuple[Ways, Traces]
+) -> None:
+    """One more part of a trace, and its follower."""
+    ways, made = by
+    kept = following.kept
+    if kept.way == traces.WAY_AGENTS and part.node in ways.agents.agents:
+        ways.agents.add(request, part, kept.nodes)
+        found = ways.agents.listed(kept.namespace, kept.name)
+    elif kept.way == traces.WAY_AGENTS:
+        return
+    else:
+        made.add(request, part, kept)
+        found = made.list(kept.namespace, kept.name)
+    for job in found[0].jobs if found else ():
+        following.join(job)
 
 
 def _known(kept: Kept) -> Iterator[tuple[str, ...]]:
@@ -349,12 +394,6 @@ def _new_parts(parts: Sequence[jobs.Part], known: set[str]) -> Iterator[jobs.Par
         ]
         if new:
             yield jobs.Part(part.node, tuple(t for t, _ in new), tuple(n for _, n in new))
-
-
-def _follow_new(made: Traces, following: Following) -> None:
-    for kept in made.list(following.kept.namespace, following.kept.name):
-        for job in kept.jobs:
-            following.join(job)
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,16 @@ def add_place(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kubeconfig", metavar="FILE", help="kubeconfig of the cluster")
 
 
+def add_agents(parser: argparse.ArgumentParser) -> None:
+    """Declare the flag that says where agents are."""
+    parser.add_argument(
+        "--agent-namespace",
+        metavar="NAME",
+        default="podscope",
+        help="where the agents are (default: podscope)",
+    )
+
+
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Declare the flags, without the targets."""
     add_place(parser)
@@ -91,12 +101,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "-A", "--all-namespaces", action="store_true", help="all namespaces of a cluster"
     )
     parser.add_argument("-l", "--selector", metavar="LABELS", help="pods with these labels")
-    parser.add_argument(
-        "--agent-namespace",
-        metavar="NAME",
-        default="podscope",
-        help="where the agents are (default: podscope)",
-    )
+    add_agents(parser)
 
 
 def add_duration(parser: argparse.ArgumentParser) -> None:

@@ -39,6 +39,9 @@ NAME_LABEL = "app.kubernetes.io/name"
 MANAGED_LABEL = "app.kubernetes.io/managed-by"
 VERSION_LABEL = "app.kubernetes.io/version"
 MANAGED = {MANAGED_LABEL: "podscope"}
+# Of agents that run traces.
+TRACES = {"podscope.dev/traces": "true"}
+TRACES_MEMORY = "1536Mi"
 PULL_POLICIES = ("Always", "IfNotPresent", "Never")
 
 Object = dict[str, Any]
@@ -78,9 +81,21 @@ def objects(
     if image:
         template["spec"]["containers"][0]["image"] = image
     texts = _configured(made[-2], config, settings)
+    if decoded(from_yaml(made[-2]["data"][CONFIG], config or CONFIG), Config).traces:
+        _let_trace(template)
     for text in texts:
         _set(template["spec"], text)
     return made
+
+
+def _let_trace(template: Object) -> None:
+    """What agents need that run traces: the kernel's list of tracepoints, and memory."""
+    template["metadata"]["labels"] |= TRACES
+    agent = _agent(template["spec"])
+    agent["resources"]["limits"]["memory"] = TRACES_MEMORY
+    place = "/sys/kernel/tracing"
+    agent["volumeMounts"].append({"name": "tracing", "mountPath": place, "readOnly": True})
+    template["spec"]["volumes"].append({"name": "tracing", "hostPath": {"path": place}})
 
 
 def config_settings() -> tuple[Setting, ...]:

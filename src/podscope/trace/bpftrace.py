@@ -11,7 +11,6 @@ import re
 import shutil
 import signal
 import subprocess
-import tempfile
 import termios
 import threading
 import time
@@ -101,7 +100,8 @@ class Child:
         self.chunks: queue.Queue[bytes | None] = queue.Queue()
         self._ending = threading.Event()
         self._text = text
-        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
+        # In memory: an agent can write to no disk.
+        self._errors: IO[bytes] = open(os.memfd_create("stderr"), "w+b")  # noqa: SIM115
         self._limits = limits
         self._started = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None

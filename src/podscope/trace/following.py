@@ -8,25 +8,21 @@ import threading
 import time
 from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from contextlib import suppress
 from dataclasses import dataclass
 from dataclasses import replace
-from typing import Any
+from typing import Protocol
 from typing import Self
 
 from podscope.errors import PodscopeError
-from podscope.identity.kubernetes_client import ApiServer
-from podscope.identity.kubernetes_client import Connection
 from podscope.identity.kubernetes_client import KubernetesError
-from podscope.identity.port_forward import PortForward
-from podscope.trace import kept as traces
 from podscope.trace.decode import Text
 from podscope.trace.decode import Value
 from podscope.trace.gather import Gathered
-from podscope.trace.jobs import STOP_PORT
 from podscope.trace.kept import Kept
 from podscope.trace.kept import KeptJob
-from podscope.trace.kept import Traces
 from podscope.trace.maps import MapShape
 from podscope.trace.reports import About
 from podscope.trace.reports import Reader
@@ -41,13 +37,46 @@ _SOON_SECONDS, _LATER_SECONDS = 0.3, 3.0
 _SILENCE_SECONDS = 60.0
 _POLL_SECONDS = 0.05
 _WAITING_LINES = 100_000
-# A container that does not start for one of these reasons never will.
-_HOPELESS = {"ErrImageNeverPull", "InvalidImageName", "CreateContainerConfigError"}
-# From the making of a Job until the making of its pod is asked about.
-_NO_POD_SECONDS = 3.0
 _ABOUT_SECONDS = 10.0
 _FORBIDDEN = 403
 STARTING, RUNNING, ENDED, FAILED = "starting", "running", "ended", "failed"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is to be seen of a part of a trace from outside.
+
+    Attributes:
+        speaker: where it can be heard; empty: nowhere yet.
+        why: what keeps it from speaking, or how it ended.
+        final: whether nothing more will come than what it has said already.
+    """
+
+    speaker: str = ""
+    why: str = ""
+    final: bool = False
+
+
+class Place(Protocol):
+    """Where the parts of a trace run: in Jobs, or under agents. For any thread.
+
+    All raise PodscopeError or OSError where something does not answer.
+    """
+
+    def look(self, kept: Kept, jobs: Sequence[KeptJob]) -> Mapping[str, Seen]:
+        """Parts by their name."""
+
+    def stream(self, kept: Kept, speaker: str) -> AbstractContextManager[Iterator[bytes]]:
+        """All that one says, from the beginning and as it comes."""
+
+    def stop(self, kept: Kept, speaker: str) -> None:
+        """Lets one print its maps and end."""
+
+    def drop(self, kept: Kept, job: KeptJob) -> None:
+        """Takes away a part that has not begun."""
+
+    def close(self) -> None:
+        """Ends all streams."""
 
 
 @dataclass
@@ -57,15 +86,15 @@ class Speaker:
     Attributes:
         state: ``starting``, ``running``, ``ended`` or ``failed``.
         why: what keeps it from starting, or made it fail.
+        speaker: where it is heard; empty: not known yet.
     """
 
     job: KeptJob
     reader: Reader
     state: str = STARTING
     why: str = ""
-    pod: str = ""
+    speaker: str = ""
     thread: threading.Thread | None = None
-    since: float = 0.0
 
     @property
     def done(self) -> bool:
@@ -79,7 +108,7 @@ class Following:
     The trace goes on when it is closed; `stop` ends it.
 
     Args:
-        server: the API server, with the user's rights.
+        place: where it runs.
         kept: the trace.
         interval: seconds between two answers.
         by_node: keep maps apart by node.
@@ -88,7 +117,7 @@ class Following:
 
     def __init__(
         self,
-        server: ApiServer,
+        place: Place,
         kept: Kept,
         *,
         interval: float = 1.0,
@@ -96,7 +125,7 @@ class Following:
         grace: float = 30.0,
     ) -> None:
         self.kept = kept
-        self._server = server
+        self._place = place
         self._interval = interval
         self._by_node = by_node
         self._grace = grace
@@ -108,7 +137,6 @@ class Following:
         self._grace_end = float("inf")
         self.left = False
         self._away = ""
-        self._streams: set[Connection] = set()
         self._speakers = {one.name: self._speaker(one) for one in kept.jobs}
         self._looker = threading.Thread(target=self._look, daemon=True)
         self._looked = threading.Event()
@@ -123,10 +151,8 @@ class Following:
     def close(self) -> None:
         """Ends the following; the trace goes on."""
         self._closed.set()
-        with self._lock:
-            streams = list(self._streams)
-        for one in streams:
-            one.close()
+        self._place.close()
+        self._looked.set()
         self._looker.join(1.0)
 
     @property
@@ -222,7 +248,7 @@ class Following:
         return job.node if first.name == job.name else f"{job.node} ({job.name[-8:]})"
 
     def _speaker(self, job: KeptJob) -> Speaker:
-        return Speaker(job, Reader(f"node {job.node}", strict=False), since=time.monotonic())
+        return Speaker(job, Reader(f"node {job.node}", strict=False))
 
     def _is_done(self) -> bool:
         with self._lock:
@@ -255,85 +281,60 @@ class Following:
         return [(whose, f"{text}\n") for whose, text in self._parts.items()]
 
     def _look(self) -> None:
-        with Traces(self._server) as asked:
-            while not self._closed.is_set():
-                try:
-                    self._look_at(asked)
-                    self._away = ""
-                except PodscopeError as error:
-                    self._away = str(error)
-                all_speak = all(one.thread or one.done for one in self._now())
-                pause = _LATER_SECONDS if all_speak and not self._stopping.is_set() else None
-                self._looked.clear()
-                self._looked.wait(pause or _SOON_SECONDS)
+        while not self._closed.is_set():
+            try:
+                self._look_at()
+                self._away = ""
+            except PodscopeError as error:
+                self._away = str(error)
+            all_speak = all(one.thread or one.done for one in self._now())
+            pause = _LATER_SECONDS if all_speak and not self._stopping.is_set() else None
+            self._looked.clear()
+            self._looked.wait(pause or _SOON_SECONDS)
 
     def _now(self) -> list[Speaker]:
         with self._lock:
             return list(self._speakers.values())
 
-    def _look_at(self, asked: Traces) -> None:
-        """Begins to listen to pods that speak, and learns why others do not."""
-        open_ones = [one for one in self._now() if not one.done and one.thread is None]
+    def _look_at(self) -> None:
+        """Begins to listen to those that speak, and learns why others do not."""
+        open_ones = {one.job.name: one for one in self._now() if not one.done and not one.thread}
         if not open_ones:
             return
-        pods = asked.pods(self.kept)
-        found = asked.list(self.kept.namespace, self.kept.name)
-        known = {job.name: job for job in found[0].jobs} if found else {}
-        for one in open_ones:
-            job = known.get(one.job.name)
-            pod = pods.get(one.job.name)
-            if pod is not None and _speaks(pod):
-                one.pod = pod["metadata"]["name"]
+        seen = self._place.look(self.kept, [one.job for one in open_ones.values()])
+        for name, one in open_ones.items():
+            found = seen[name]
+            one.why = found.why
+            if found.speaker:
+                one.speaker = found.speaker
                 one.thread = threading.Thread(target=self._listen, args=(one,), daemon=True)
                 one.thread.start()
-            elif job is None:
-                self._end(one, FAILED, "its Job was deleted")
-            elif job.state == traces.FAILED:
-                self._end(one, FAILED, job.why or _why(pod) or "its Job failed")
-            elif job.state == traces.COMPLETED:
-                self._end(one, FAILED, "its pod is gone, and what it told with it")
-            else:
-                self._wait_for(asked, one, pod)
-
-    def _wait_for(self, asked: Traces, one: Speaker, pod: Mapping[str, Any] | None) -> None:
-        """Why a Job's pod does not run yet; one that never will has failed."""
-        if pod is None and time.monotonic() - one.since > _NO_POD_SECONDS:
-            one.why = asked.complaint(self.kept, one.job)
-            one.since = time.monotonic()
-        elif pod is not None:
-            one.why = _why(pod)
-        hopeless = one.why.partition(":")[0] in _HOPELESS or "is forbidden" in one.why
-        if hopeless or self._stopping.is_set():
-            with suppress(PodscopeError):
-                asked.drop(self.kept, one.job)
-            self._end(one, FAILED, one.why or "was ended before it began")
+            elif found.final:
+                self._end(one, FAILED, found.why)
+            elif self._stopping.is_set():
+                with suppress(PodscopeError):
+                    self._place.drop(self.kept, one.job)
+                self._end(one, FAILED, found.why or "was ended before it began")
 
     def _end(self, one: Speaker, state: str, why: str = "") -> None:
         with self._lock:
             one.why, one.state = why, state
 
     def _listen(self, one: Speaker) -> None:
-        """Reads the log of a pod to its end, or until it breaks off."""
-        connection = Connection(self._server)
-        with self._lock:
-            self._streams.add(connection)
+        """Reads what a node says to its end, or until it breaks off."""
         try:
             one.reader.again()
-            self._read(one, connection)
-        except PodscopeError as error:
-            one.why = str(error)
+            self._read(one)
+        except (PodscopeError, OSError) as error:
+            one.why = " ".join(str(error).split())
         finally:
-            with self._lock:
-                self._streams.discard(connection)
-            connection.release()
             self._after(one)
             one.thread = None
             self._looked.set()
 
-    def _read(self, one: Speaker, connection: Connection) -> None:
-        path = f"api/v1/namespaces/{self.kept.namespace}/pods/{one.pod}/log"
+    def _read(self, one: Speaker) -> None:
         rest = b""
-        with connection.stream(path, {"follow": "true"}, _SILENCE_SECONDS) as pieces:
+        with self._place.stream(self.kept, one.speaker) as pieces:
             for piece in pieces:
                 *whole, rest = (rest + piece).split(b"\n")
                 for line in whole:
@@ -373,20 +374,17 @@ class Following:
     def _judge(self, one: Speaker) -> None:
         """Whether a node that broke off may still say something."""
         try:
-            with Traces(self._server) as asked:
-                pod = asked.pods(self.kept).get(one.job.name)
+            found = self._place.look(self.kept, [one.job])[one.job.name]
         except PodscopeError:
             return  # asked again with the next look
-        if pod is None:
-            self._end(one, FAILED, "its pod is gone")
-        elif pod["status"].get("phase") in ("Succeeded", "Failed"):
-            self._end(one, FAILED, _why(pod) or one.why or "ended without its last values")
+        if found.final:
+            self._end(one, FAILED, found.why or one.why or "ended without its last values")
 
     def _stop_all(self) -> None:
         threads = [
             threading.Thread(target=self._stop_one, args=(one,), daemon=True)
             for one in self._now()
-            if one.pod and not one.done
+            if one.speaker and not one.done
         ]
         self._looked.set()
         for thread in threads:
@@ -394,78 +392,10 @@ class Following:
 
     def _stop_one(self, one: Speaker) -> None:
         try:
-            with PortForward(self._server, self.kept.namespace, one.pod, STOP_PORT) as forward:
-                forward.socket.settimeout(_SILENCE_SECONDS)
-                forward.socket.sendall(b"stop\n")
-                forward.socket.recv(16)
+            self._place.stop(self.kept, one.speaker)
         except (PodscopeError, OSError) as error:
             if one.done:
                 return
             one.why = f"could not be told to end: {error}"
             if isinstance(error, KubernetesError) and error.status == _FORBIDDEN:
                 self._end(one, FAILED, f"{one.why}; 'podscope delete' ends it")
-
-
-def _speaks(pod: Mapping[str, Any]) -> bool:
-    """Whether a pod has a log."""
-    statuses = pod.get("status", {}).get("containerStatuses") or ()
-    return any("running" in one["state"] or "terminated" in one["state"] for one in statuses)
-
-
-def _why(pod: Mapping[str, Any] | None) -> str:
-    """Why a pod does not run, or how it ended."""
-    if pod is None:
-        return ""
-    status = pod.get("status", {})
-    for one in status.get("containerStatuses") or ():
-        state = one["state"].get("waiting") or one["state"].get("terminated") or {}
-        reason = state.get("reason", "")
-        if reason in ("ContainerCreating", "PodInitializing", "Completed"):
-            continue
-        if reason == "Error":
-            return f"its container ended with code {state.get('exitCode')}"
-        return _one_line(f"{reason}: {state.get('message', '')}".removesuffix(": "))
-    for condition in status.get("conditions") or ():
-        if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            return _one_line(condition.get("message", ""))
-    return _one_line(f"{status.get('reason', '')}: {status.get('message', '')}".strip(": "))
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
-def read_logs(asked: Traces, kept: Kept) -> Gathered:
-    """What the pods of a trace have written until now; of those that can't tell, why.
-
-    Raises:
-        PodscopeError: no answer of the API server, or no right.
-    """
-    pods = asked.pods(kept)
-    reports: dict[str, Report] = {}
-    for job in kept.jobs:
-        pod = pods.get(job.name)
-        log = asked.log(kept, pod["metadata"]["name"]) if pod and _speaks(pod) else b""
-        name = job.node if job.node not in reports else f"{job.node} ({job.name[-8:]})"
-        reports[name] = _report(log, job, _why(pod) or "its pod is gone")
-    return Gathered(reports)
-
-
-def _report(log: bytes, job: KeptJob, why: str) -> Report:
-    """What one pod has written."""
-    reader = Reader(f"node {job.node}", strict=False)
-    lines: list[Line] = []
-    said = ""
-    for line in log.decode("utf-8", "replace").splitlines():
-        if line.startswith("{"):
-            lines += reader.take(line)
-        else:
-            said = line.removeprefix("podscope: ") or said
-    report = replace(reader.report or Report(About(job.node)), lines=_with_node(lines, job.node))
-    if job.state != traces.RUNNING and not report.failed and not report.ended:
-        return replace(report, failed=said or job.why or why)
-    return report
-
-
-def _with_node(lines: list[Line], node: str) -> tuple[Line, ...]:
-    return tuple(replace(one, node=node) if isinstance(one, Text | Value) else one for one in lines)

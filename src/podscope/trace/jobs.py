@@ -258,21 +258,25 @@ def _only(node: str) -> Object:
 
 
 def arguments(request: Request, part: Part) -> list[str]:
-    """What ``podscope`` is started with on the node."""
-    words = ["run", "--eval", request.program, "--form", "snapshots"]
-    words += ["--interval", f"{round(request.interval * 1000)}ms"]
-    words += ["--deadline", f"{round(request.deadline)}s"]
-    words += ["--deadline-grace-period", f"{round(request.grace)}s"]
-    words += ["--stop-port", str(STOP_PORT)]
-    for one in request.arguments:
-        words += [f"--args={one}"]
+    """What ``podscope`` is started with in a Job."""
+    command, *rest = words(request, part)
+    made = [command, "--stop-port", str(STOP_PORT), *(["--unsafe"] if request.unsafe else [])]
+    return [_as_written(word) for word in [*made, *rest]]
+
+
+def words(request: Request, part: Part) -> list[str]:
+    """What ``podscope`` is started with on the node, in a Job or by an agent."""
+    made = ["run", f"--eval={request.program}", "--form", "snapshots"]
+    made += ["--interval", f"{round(request.interval * 1000)}ms"]
+    made += ["--deadline", f"{round(request.deadline)}s"]
+    made += ["--deadline-grace-period", f"{round(request.grace)}s"]
+    made += [f"--args={one}" for one in request.arguments]
     if request.confine:
-        words += [f"--name={one}" for one in part.pods]
-    words += ["--by", "pod"] if request.by_pod else []
-    words += ([] if request.confine else ["--no-confine"]) + (
-        ["--unsafe"] if request.unsafe else []
-    )
-    return [_as_written(word) for word in [*words, *part.targets]]
+        made += [f"--name={one}" for one in part.pods]
+    else:
+        made += ["--no-confine"]
+    made += ["--by", "pod"] if request.by_pod else []
+    return [*made, *part.targets]
 
 
 def _as_written(word: str) -> str:

@@ -19,7 +19,6 @@ from typing import Any
 from typing import Self
 
 from podscope.errors import PodscopeError
-from podscope.errors import UsageError
 from podscope.identity.kubernetes_client import ApiServer
 from podscope.identity.kubernetes_client import Connection
 from podscope.identity.kubernetes_client import KubernetesError
@@ -28,6 +27,7 @@ from podscope.trace import jobs
 from podscope.trace.jobs import Object
 
 PREFIX = "podscope-trace-"
+WAY_JOBS, WAY_AGENTS = "jobs", "agents"
 RUNNING, COMPLETED, FAILED, UNKNOWN = "Running", "Completed", "Failed", "Unknown"
 SECONDS = 30.0
 _POLL_SECONDS = 0.2
@@ -58,7 +58,7 @@ class KeptJob:
 
 @dataclass(frozen=True)
 class Kept:
-    """A trace, with all its Jobs."""
+    """A trace, with all its parts; ``way`` is by what they run."""
 
     name: str
     namespace: str
@@ -66,6 +66,7 @@ class Kept:
     title: str
     by_pod: bool
     jobs: tuple[KeptJob, ...]
+    way: str = WAY_JOBS
 
     @property
     def state(self) -> str:
@@ -157,19 +158,6 @@ class Traces:
         with explained():
             body = self._connection.get(_path(namespace), {"labelSelector": selector}, SECONDS)
         return tuple(sorted(_grouped(json.loads(body)["items"] or ()), key=lambda k: k.created))
-
-    def find(self, word: str, namespace: str | None) -> Kept:
-        """The trace of an id or a name.
-
-        Raises:
-            UsageError: there is none.
-        """
-        name = word if word.startswith(PREFIX) else f"{PREFIX}{word}"
-        found = self.list(namespace, name)
-        if not found:
-            where = "" if namespace is None else f" in namespace {namespace!r}"
-            raise UsageError(f"there is no trace {word!r}{where}; 'podscope get' lists them")
-        return found[0]
 
     def pods(self, kept: Kept) -> dict[str, Object]:
         """The pod of each Job that has one, by the Job's name."""

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Traces that agents run: the same answers as those of Jobs, and nothing but events given away."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+import traces
+import workloads
+from traces import PATIENCE
+from traces import SPACE
+from traces import Tracing
+from traces import listed
+from traces import mark
+from traces import marking
+from traces import pods
+from workloads import create
+from workloads import delete
+from workloads import patch
+from workloads import wait
+
+AGENTS = "app.kubernetes.io/component=agent"
+
+
+@pytest.fixture(scope="module")
+def tracing_agents(cluster) -> Iterator[None]:
+    """Agents that run traces, and pods to be traced."""
+    if "api/v1/namespaces/podscope" in cluster:
+        pytest.skip("podscope is installed in this cluster: run 'podscope uninstall' first")
+    done = cluster.podscope("install", "--image", cluster.image, "--set", "traces=true")
+    assert done.returncode == 0, done.stderr
+    space = workloads.made("v1", "Namespace", SPACE, {})
+    create(
+        cluster,
+        ("api/v1/namespaces", space),
+        traces.deployment("web", 2),
+        traces.deployment("busy", 2),
+    )
+    wait(lambda: len(pods(cluster, "web")) == 2 and len(pods(cluster, "busy")) == 2, PATIENCE)
+    yield
+    cluster.podscope("uninstall")
+    delete(cluster, f"api/v1/namespaces/{SPACE}")
+
+
+pytestmark = pytest.mark.usefixtures("tracing_agents")
+
+
+def test_counts_are_exact_and_confined_and_a_later_pod_is_in(cluster):
+    # GIVEN
+    web, busy = pods(cluster, "web"), pods(cluster, "busy")
+    program = marking('@ = count(); @h = hist(7); printf("mark\\n");')
+    path = f"{traces.DEPLOYMENTS}/web"
+
+    # WHEN
+    with Tracing(cluster, "deploy/web", "-e", program, "--by", "pod") as tracing:
+        for neighbour in busy:
+            mark(cluster, neighbour, 500)
+        for number, pod in enumerate(web):
+            mark(cluster, pod, 10 + number)
+        patch(cluster, path, {"spec": {"replicas": 3}})
+        wait(lambda: len(pods(cluster, "web")) == 3, PATIENCE)
+        (later,) = pods(cluster, "web").keys() - web.keys()
+        asked = 0
+        while not any(one.get("pod") == later for one in tracing.lines):
+            mark(cluster, later, 1)
+            asked += 1
+            assert asked < 200
+        told = tracing.end()
+    patch(cluster, path, {"spec": {"replicas": 2}})
+
+    # THEN
+    assert tracing.code == 0, tracing.errors
+    assert "by the agents of 2 nodes" in tracing.errors
+    counts = tracing.maps()["@"]
+    assert {pod: counts[(pod,)] for pod in web} == {p: 10 + n for n, p in enumerate(web)}
+    assert 1 <= counts.pop((later,)) <= asked
+    assert len(counts) == 2
+    assert told["lost"] == {}
+
+
+def test_a_trace_goes_on_without_its_client_and_is_kept_until_it_is_deleted(cluster):
+    # GIVEN
+    first = next(iter(pods(cluster, "web")))
+    with Tracing(cluster, "deploy/web", "-e", marking()) as tracing:
+        mark(cluster, first, 5)
+        # WHEN
+        tracing.kill()
+    mark(cluster, first, 6)
+    (told,) = [one for one in listed(cluster) if one["status"] == "Running"]
+    with Tracing(cluster, told["name"], command="attach") as again:
+        mark(cluster, first, 7)
+        again.end()
+
+    # THEN
+    assert again.maps()["@"] == {(): 18}
+    got = cluster.podscope("get", told["name"], "-n", SPACE, "-o", "csv")
+    assert got.stdout.splitlines()[1] == "@,count,,,,value,18", got.stderr
+    assert cluster.podscope("delete", "--all", "-n", SPACE).returncode == 0
+    assert listed(cluster) == []
+
+
+def test_an_agent_that_is_killed_takes_its_part_with_it_and_that_is_told(cluster):
+    # GIVEN
+    web = pods(cluster, "web")
+    with Tracing(cluster, "deploy/web", "-e", marking()) as tracing:
+        for pod in web:
+            mark(cluster, pod, 10)
+        tracing.wait(lambda: True)
+        # WHEN
+        found = workloads.pods(cluster, AGENTS, "podscope")
+        killed = next(one for one in found if one["spec"]["nodeName"] == "node-1")
+        path = f"api/v1/namespaces/podscope/pods/{killed['metadata']['name']}"
+        body = json.dumps({"gracePeriodSeconds": 0}).encode()
+        cluster.connection.send("DELETE", path, {}, body)
+        told = tracing.end()
+    wait(lambda: len(workloads.pods(cluster, AGENTS, "podscope")) == 2, PATIENCE)
+
+    # THEN
+    assert tracing.code == 1
+    assert list(told["failed"]) == ["node-1"], told
+    assert told["reported"] == ["node-2"]
+    assert tracing.maps()["@"][()] >= 10
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (("-e", 'BEGIN { cat("/etc/passwd"); exit(); }'), 2, "cat() and system() are not for"),
+        (("-e", "BEGIN { exit(); }", "--unsafe"), 2, "--way agents: not with --unsafe"),
+        (("-e", "tracepoint:no:such_point { @ = count(); }"), 1, "no:such_point"),
+    ],
+)
+def test_what_agents_cannot_do_is_told(cluster, words, code, told):
+    # GIVEN / WHEN
+    done = cluster.podscope("run", "deploy/web", *words, "--way", "agents", "-n", SPACE)
+
+    # THEN
+    assert done.returncode == code, done.stderr
+    assert told in done.stderr
+    assert cluster.podscope("delete", "--all", "-n", SPACE).returncode == 0
