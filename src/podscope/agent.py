@@ -346,6 +346,7 @@ class Agent:
         self._addresses_version = -1
         self.lost = self._watch.lost
         self.cost = self._watch.cost
+        self.sources = self._watch.sources
         self.stop = self._watch.stop
 
     def __enter__(self) -> Self:

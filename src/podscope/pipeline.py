@@ -226,6 +226,10 @@ class Watch:
             lost |= feed.lost()
         return lost
 
+    def sources(self) -> dict[str, bool]:
+        """The sources beside HTTP that were asked for, by name: whether they run."""
+        return dict.fromkeys(self.refused, False) | {feed.name: True for feed in self._feeds}
+
     def cost(self) -> dict[str, float]:
         """What this process has used: ``cpu_seconds``, ``resident_bytes``, ``series``."""
         usage = resource.getrusage(resource.RUSAGE_SELF)

@@ -25,6 +25,7 @@ def totals() -> prometheus.Totals:
     made.tell(
         {"joined": 3, "ring_full": 0},
         {"cpu_seconds": 1.5, "resident_bytes": 2e7, "kernel_runs": 10**7, "kernel_seconds": 0.25},
+        {"tcp": True},
     )
     return made
 
@@ -67,5 +68,6 @@ def test_openmetrics_parser_reads_all_with_types_and_units():
         "podscope_agent_kernel_runs": ("counter", ""),
         "podscope_agent_kernel_seconds": ("counter", "seconds"),
         "podscope_agent_series": ("gauge", ""),
+        "podscope_agent_source_up": ("gauge", ""),
     }
     assert all(family.documentation for family in families.values())

@@ -158,7 +158,7 @@ def exposed() -> str:
     totals.add(shop_batch())
     totals.add(cluster_batch())
     costs = ("cpu_seconds", "resident_bytes", "kernel_runs", "kernel_seconds")
-    totals.tell({"joined": 1}, dict.fromkeys(costs, 1.0))
+    totals.tell({"joined": 1}, dict.fromkeys(costs, 1.0), {"tcp": True})
     return b"".join(totals.expose(openmetrics=True)).decode()
 
 
@@ -170,7 +170,7 @@ def test_every_metric_is_in_the_reference_with_its_type():
     metrics = re.findall(r"^# TYPE (\S+) (\w+)$", exposed(), re.M)
 
     # THEN
-    assert len(metrics) == 15
+    assert len(metrics) == 16
     documented = re.findall(r"^\| `(\w+)` \| (\w+) ", table, re.M)
     assert sorted(documented) == sorted(metrics)
 
@@ -191,7 +191,7 @@ def test_every_metric_below_http_is_in_the_reference_with_its_type_and_unit():
 
 def test_every_label_is_in_the_reference():
     # GIVEN
-    labels = set(re.findall(r'[{,](\w+)="', exposed())) - {"le", "reason"}
+    labels = set(re.findall(r'[{,](\w+)="', exposed())) - {"le", "reason", "source"}
 
     # WHEN
     documented = set(first_cells(section(METRICS, "Labels")))

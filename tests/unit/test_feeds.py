@@ -273,6 +273,7 @@ def test_a_source_that_fails_ends_alone():
     assert sizes == [[1, 5], [5], [5]]
     assert failing.closed
     assert [*watch.refused] == ["failing"]
+    assert watch.sources() == {"failing": False, "other": True}
 
 
 def test_the_only_source_of_a_watch_that_fails_is_an_error():

@@ -306,6 +306,16 @@ def test_agent_tells_its_cost_and_losses():
     assert ({"reason": "joined"}, 0) in found["podscope_lost_total"]
 
 
+def test_agent_tells_which_sources_run():
+    # GIVEN
+    totals = of(distinct(1))
+    totals.tell({}, {}, {"tcp": False, "oom": True})
+
+    # WHEN / THEN
+    told = {labels["source"]: up for labels, up in samples(totals)["podscope_agent_source_up"]}
+    assert told == {"tcp": 0, "oom": 1}
+
+
 def test_exposition_before_the_first_batch_is_valid():
     assert "podscope_agent_series" in samples(prometheus.Totals())
 

@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
         for batch in agent:
             sinks.put(streams.always_wanted(batch))
             totals.add(batch)
-            totals.tell(agent.lost(), agent.cost())
+            totals.tell(agent.lost(), agent.cost(), agent.sources())
             if batch.kind == "http":
                 counted.set()
     return 0

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from podscope.batch import Batch
     from podscope.config import Config
     from podscope.errors import PodscopeError
+    from podscope.pipeline import Watch
 
 HELP = "Watch this machine: a live table here, Prometheus metrics at /metrics. Ctrl-C ends it."
 # A log of the output should not fill a disk.
@@ -78,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
         refused |= watched.refused
         watched.refused = refused
         totals.expose_also(sinks.expose)
-        batches = counted(sinks.follow(watched), totals, watched.lost, watched.cost, ready)
+        batches = counted(sinks.follow(watched), watched, totals, ready)
         chosen = Options(interval=float(config.interval))
         show(batches, watched.lost, chosen, sys.stdout, server.address)
     return 0
@@ -107,16 +108,12 @@ def pages(
 
 
 def counted(
-    batches: Iterable[Batch],
-    totals: prometheus.Totals,
-    lost: Callable[[], Mapping[str, int]],
-    cost: Callable[[], Mapping[str, float]],
-    ready: threading.Event,
+    batches: Iterable[Batch], watched: Watch, totals: prometheus.Totals, ready: threading.Event
 ) -> Iterable[Batch]:
     """The same batches, each added to the totals before it is passed on."""
     for batch in batches:
         totals.add(batch)
-        totals.tell(lost(), cost())
+        totals.tell(watched.lost(), watched.cost(), watched.sources())
         if batch.kind == "http":
             ready.set()
         yield batch

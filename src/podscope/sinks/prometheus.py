@@ -76,6 +76,7 @@ class _Snapshot:
     series: int
     lost: dict[str, int]
     cost: dict[str, float]
+    sources: dict[str, bool]
 
 
 class Totals:
@@ -101,6 +102,7 @@ class Totals:
         self._seen_ns = np.zeros(len(_FAMILIES), dtype=np.int64)
         self._lost: dict[str, int] = {}
         self._cost: dict[str, float] = {}
+        self._sources: dict[str, bool] = {}
         self._overflowed = 0
         self._events = {
             kind: EventTotals(kind, series=series) for kind in METRICS if kind != LOST_KIND
@@ -141,16 +143,23 @@ class Totals:
         beyond = (places < len(_FAMILIES)) & (families != _SERVICE)
         self._overflowed += int(groups.count[beyond].sum())
 
-    def tell(self, lost: Mapping[str, int], cost: Mapping[str, float]) -> None:
-        """Set what was lost since the start, by reason, and the agent's own cost.
+    def tell(
+        self,
+        lost: Mapping[str, int],
+        cost: Mapping[str, float],
+        sources: Mapping[str, bool] | None = None,
+    ) -> None:
+        """Set what was lost since the start, by reason, the agent's own cost, and what runs.
 
         Args:
             lost: exchanges by reason.
             cost: any of ``cpu_seconds``, ``resident_bytes``, ``kernel_runs``, ``kernel_seconds``.
+            sources: those beside HTTP that were asked for, by name: whether they run.
         """
         with self._lock:
             self._lost = dict(lost)
             self._cost = dict(cost)
+            self._sources = dict(sources or {})
 
     def expose_also(self, more: Exposed) -> None:
         """Let others' metrics be a part of the exposition, each in a form of its own."""
@@ -185,6 +194,7 @@ class Totals:
                 series=len(self) + sum(map(len, self._events.values())),
                 lost=self._lost | {_OVERFLOW_REASON: overflowed},
                 cost=dict(self._cost),
+                sources=dict(self._sources),
             )
 
     def _places(self, groups: red.Groups, families: Array, now_ns: int) -> npt.NDArray[np.intp]:
@@ -351,8 +361,8 @@ def _blocks(
 
 
 def _agent_metrics(shot: _Snapshot, openmetrics: bool) -> bytes:
-    text = "Exchanges that could not be counted, or not in full, by reason."
-    parts = [head("podscope_lost", "counter", "", text, openmetrics)]
+    (lost,) = METRICS[LOST_KIND]
+    parts = [head(lost.prometheus_name, lost.type, "", lost.text, openmetrics)]
     parts += [
         f'podscope_lost_total{{reason="{escaped(reason)}"}} {count}\n'.encode()
         for reason, count in shot.lost.items()
@@ -363,6 +373,13 @@ def _agent_metrics(shot: _Snapshot, openmetrics: bool) -> bytes:
             sample = f"{name}_total" if kind == "counter" else name
             parts.append(head(name, kind, unit, text, openmetrics))
             parts.append(f"{sample} {value}\n".encode())
+    if shot.sources:
+        text = "Whether a source of rows beside HTTP that was asked for runs."
+        parts.append(head("podscope_agent_source_up", "gauge", "", text, openmetrics))
+    parts += [
+        f'podscope_agent_source_up{{source="{escaped(name)}"}} {int(runs)}\n'.encode()
+        for name, runs in shot.sources.items()
+    ]
     return b"".join(parts)
 
 
