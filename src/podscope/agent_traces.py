@@ -20,14 +20,18 @@ import msgspec
 from podscope.errors import PodscopeError
 from podscope.errors import UsageError
 from podscope.identity.kubernetes_client import ApiServer
+from podscope.identity.kubernetes_client import KubernetesError
 from podscope.identity.port_forward import PortForward
 from podscope.node_traces import Asked
+from podscope.remote import TRACES_SELECTOR
+from podscope.remote import find_agents
 from podscope.streams import STREAM_PORT
 from podscope.streams import TRACES_PATH
 from podscope.trace import jobs
 from podscope.trace.following import Seen
 from podscope.trace.gather import Gathered
 from podscope.trace.job_logs import report_of
+from podscope.trace.kept import FAILED
 from podscope.trace.kept import RUNNING
 from podscope.trace.kept import WAY_AGENTS
 from podscope.trace.kept import Kept
@@ -36,7 +40,7 @@ from podscope.trace.reports import Report
 
 _SILENCE_SECONDS = 60.0
 _PIECE = 1 << 16
-_GONE = "its agent is a new one, and what it told is gone"
+_GONE = "its agent has ended, and its part of the trace with it"
 
 
 class AgentTraces:
@@ -51,6 +55,7 @@ class AgentTraces:
     def __init__(self, server: ApiServer, namespace: str, agents: Mapping[str, str]) -> None:
         self._server = server
         self._namespace = namespace
+        self._where = (server, namespace)
         self.agents = agents
         self._lock = threading.Lock()
         self._forwards: set[PortForward] = set()
@@ -153,14 +158,15 @@ class AgentTraces:
             said, why = "", _GONE
             try:
                 said = self._ask(job.node, "read", name=kept.name, part=job.name)
-            except (PodscopeError, OSError, KeyError) as error:
-                why = str(error) if job.node in self.agents else _GONE
+            except (PodscopeError, OSError) as error:
+                why = str(error)
             first = next(one for one in kept.jobs if one.node == job.node)
             name = job.node if first is job else f"{job.node} ({job.name[-8:]})"
             reports[name] = report_of(said.encode(), job, why)
 
         _each(ask, kept.jobs)
-        return Gathered(dict(sorted(reports.items())))
+        nodes = {name: name.partition(" ")[0] for name in reports}
+        return Gathered(dict(sorted(reports.items())), nodes=nodes)
 
     # --- as following.Place -------------------------------------------------------------------
 
@@ -168,10 +174,14 @@ class AgentTraces:
         """Parts by their name."""
         found: dict[str, Seen] = {}
         for job in jobs:
-            if job.node not in self.agents:
-                found[job.name] = Seen(why="it has no agent", final=True)
+            try:
+                lines = self._ask(job.node, "list").splitlines()
+            except (PodscopeError, OSError) as error:
+                if self._is_replaced(job.node):
+                    found[job.name] = Seen(why=_GONE, final=True)
+                else:
+                    found[job.name] = Seen(why=" ".join(str(error).split()))
                 continue
-            lines = self._ask(job.node, "list").splitlines()
             states = {one["part"]: one["state"] for one in map(json.loads, lines)}
             if job.name in states:
                 ended = states[job.name] != RUNNING
@@ -179,6 +189,17 @@ class AgentTraces:
             else:
                 found[job.name] = Seen(why=_GONE, final=True)
         return found
+
+    def _is_replaced(self, node: str) -> bool:
+        """Whether a node's agent is another one now, or there is none."""
+        before = self.agents.get(node)
+        try:
+            now = {one.node: one.pod for one in find_agents(*self._where, TRACES_SELECTOR)}
+        except KubernetesError:
+            return False  # nobody can say
+        except PodscopeError:
+            now = {}
+        return now.get(node) != before
 
     @contextmanager
     def stream(self, kept: Kept, speaker: str) -> Iterator[Iterator[bytes]]:
@@ -217,7 +238,9 @@ class AgentTraces:
             UsageError: what is asked for cannot be.
             PodscopeError: the agent does not answer, or refuses.
         """
-        pod = self.agents[node]
+        pod = self.agents.get(node)
+        if pod is None:
+            raise PodscopeError(f"node {node} has no agent that runs traces")
         with PortForward(self._server, self._namespace, pod, STREAM_PORT) as forward:
             with self._lock:
                 self._forwards.add(forward)
@@ -273,7 +296,7 @@ def _kept(name: str, told: Sequence[dict[str, Any]]) -> Kept:
     there = {one.node for one in parts}
     missing = [node for node in about["nodes"] if node not in there]
     began = min(one.created for one in parts)
-    parts += [KeptJob(f"{name}-{node}", node, "Failed", _GONE, began, "") for node in missing]
+    parts += [KeptJob(f"{name}-{node}", node, FAILED, _GONE, began, "") for node in missing]
     return Kept(
         name,
         about["namespace"],

@@ -29,7 +29,8 @@ ROOMS = (
     {"scope", "config", "dashboards"},
     {"streams"},
     {"node_traces"},
-    {"agent", "agent_traces", "remote", "deploy"},
+    {"agent", "remote", "deploy"},
+    {"agent_traces"},
     {"commands", "tui", "web", "__main__"},
 )
 # What passes between the rooms, and the arithmetic on it.

@@ -60,6 +60,18 @@ def written(node="n1", *, last=True, bpftrace="0.17", program="p", columns=(), l
     ]
 
 
+def test_several_reports_of_one_node_are_one_node():
+    # GIVEN
+    reports_of = {name: read(written(name)) for name in ("n1", "n1 (b)", "n2")}
+
+    # WHEN
+    gathered = Gathered(reports_of, nodes={"n1 (b)": "n1"})
+
+    # THEN
+    assert gathered.maps(by_node=True)["@max"].to_dict() == {("n1",): -3, ("n2",): -3}
+    assert gathered.maps(by_node=True)["@count"].to_dict()["n1", "a b", 1] == 10
+
+
 def read(lines):
     return reports.read(lines, "x.trace")
 

@@ -28,6 +28,7 @@ class Lifetime:
         self._before: list[tuple[signal.Signals, Any]] = []
         self.ended = False
         self.hung_up = False
+        self.terminated = False
 
     def __enter__(self) -> Lifetime:
         # nohup ignores SIGHUP, and that is to stay.
@@ -59,5 +60,6 @@ class Lifetime:
             raise KeyboardInterrupt
         again, self.ended = self.ended, True
         self.hung_up = self.hung_up or number == signal.SIGHUP
+        self.terminated = self.terminated or number == signal.SIGTERM
         if self._stop is not None and not again:
             self._stop()

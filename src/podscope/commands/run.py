@@ -302,13 +302,20 @@ def _run_here(chosen: Options) -> int:
                 unsafe=chosen.unsafe,
             ) as trace,
         ):
-            lifetime.begin(trace.stop)
+            lifetime.begin(lambda: _stop(trace, lifetime))
             if chosen.form == "snapshots":
                 _write_snapshots(trace, chosen, out)
             else:
                 view = showing.View(chosen.form, chosen.script.name, chosen.script.columns)
                 showing.show(_Here(trace, chosen.target), view, out)
     return 0
+
+
+def _stop(trace: Trace, lifetime: Lifetime) -> None:
+    """Ends it; who reads the answer of many nodes is to know that this one's is of a shorter time."""
+    if lifetime.terminated and (node := os.environ.get("NODE_NAME")):
+        trace.notes.append(f"{node}: was ended from outside (SIGTERM): its answer is until then")
+    trace.stop()
 
 
 def _prepared(chosen: Options) -> tuple[HostTarget | None, Prepared]:

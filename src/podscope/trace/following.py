@@ -199,7 +199,8 @@ class Following:
             if one.state == FAILED and not report.failed:
                 report = replace(report, failed=one.why)
             reports[self._name(one.job)] = report
-        return Gathered(reports, tuple(self._name(one.job) for one in speakers))
+        nodes = {self._name(one.job): one.job.node for one in speakers}
+        return Gathered(reports, tuple(nodes), nodes)
 
     def maps(self) -> dict[str, MapTable]:
         """The maps of all nodes together."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
+from dataclasses import field
 from dataclasses import replace
 
 from podscope.trace.maps import MapShape
@@ -23,10 +24,12 @@ class Gathered:
     Attributes:
         reports: what came.
         expected: nodes that were asked; those that did not answer have no report.
+        nodes: by the name of a report its node, where one node has several.
     """
 
     reports: Mapping[str, Report]
     expected: tuple[str, ...] = ()
+    nodes: Mapping[str, str] = field(default_factory=dict)
 
     def maps(self, *, by_node: bool = False) -> dict[str, MapTable]:
         """One table for each map: merged, or with the node as the first part of each key.
@@ -39,6 +42,13 @@ class Gathered:
             return dict(maps)
         if not by_node:
             return merged_maps(nodes)
+        several: dict[str, dict[str, Mapping[str, MapTable]]] = {}
+        for report, maps in nodes.items():
+            several.setdefault(self.nodes.get(report, report), {})[report] = maps
+        nodes = {
+            node: merged_maps(found) if len(found) > 1 else next(iter(found.values()))
+            for node, found in several.items()
+        }
         names = dict.fromkeys(name for maps in nodes.values() for name in maps)
         return {
             name: _by_node({node: maps[name] for node, maps in nodes.items() if name in maps})

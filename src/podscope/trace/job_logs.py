@@ -163,7 +163,7 @@ def read_logs(asked: Traces, kept: Kept) -> Gathered:
         log = asked.log(kept, pod["metadata"]["name"]) if pod and _speaks(pod) else b""
         name = job.node if job.node not in reports else f"{job.node} ({job.name[-8:]})"
         reports[name] = report_of(log, job, _why(pod) or "its pod is gone")
-    return Gathered(reports)
+    return Gathered(reports, nodes={name: name.partition(" ")[0] for name in reports})
 
 
 def report_of(log: bytes, job: KeptJob, why: str) -> Report:
