@@ -312,7 +312,7 @@ def _run_here(chosen: Options) -> int:
 
 
 def _stop(trace: Trace, lifetime: Lifetime) -> None:
-    """Ends it; who reads the answer of many nodes is to know that this one's is of a shorter time."""
+    """Ends it; who reads answers of many nodes is to know that this one is of a shorter time."""
     if lifetime.terminated and (node := os.environ.get("NODE_NAME")):
         trace.notes.append(f"{node}: was ended from outside (SIGTERM): its answer is until then")
     trace.stop()
