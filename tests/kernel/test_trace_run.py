@@ -10,6 +10,7 @@ import pty
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -26,6 +27,9 @@ import pytest
 import podscope
 from podscope.errors import PodscopeError
 from podscope.kernel.probes import find_cgroup2
+from podscope.trace import reports
+from podscope.trace.decode import Text
+from podscope.trace.decode import Value
 from podscope.trace.session import Answer
 from podscope.trace.session import Trace
 
@@ -666,3 +670,66 @@ def test_traces_of_two_places_become_one_exact_answer(tmp_path):
 
 def _has_answer(path: Path) -> bool:
     return path.exists() and '"kind":"answer"' in path.read_text()
+
+
+def test_parts_of_a_target_are_kept_apart_by_the_names_that_they_were_given(tmp_path):
+    # GIVEN two units in one trace, and one that is gone
+    root = Path(find_cgroup2())
+    names = [f"podscope-test-{os.getpid()}-{place}.service" for place in ("left", "right")]
+    program = (
+        "tracepoint:syscalls:sys_enter_getppid { @ = count(); @by[comm, pid > 0] = sum(2); "
+        'printf("call\\n"); print((comm, 7)); @last = 1; }'
+    )
+    with (
+        cgroup(root / names[0]) as one,
+        cgroup(root / names[1]) as two,
+        running(one) as left,
+        running(two) as right,
+    ):
+        file = tmp_path / "x.trace"
+        run = Run(
+            "-e", program, *(f"unit/{name}" for name in names), "unit/no-such-unit",
+            "--name", "left", "--name", "right", "--name", "gone", "--by", "pod",
+            "-o", "snapshots", "--interval", "100ms", "--output", str(file),
+        )  # fmt: skip
+        until(partial(_has_answer, file), "a first answer")
+
+        # WHEN
+        left.call(30)
+        right.call(4)
+        run.process.send_signal(signal.SIGINT)
+        code, _, errors = run.end()
+
+    # THEN
+    assert code == 0, errors
+    told = reports.read(file.read_text().splitlines(keepends=True), "x")
+    assert told.maps["@"].to_dict() == {("left",): 30, ("right",): 4}
+    sums = {(key[0], key[2]): value for key, value in told.maps["@by"].to_dict().items()}
+    assert sums == {("left", 1): 60, ("right", 1): 8}
+    calls = [one.whose for one in told.lines if isinstance(one, Text)]
+    assert (calls.count("left"), calls.count("right")) == (30, 4)
+    values = [(one.whose, one.value[1]) for one in told.lines if isinstance(one, Value)]
+    assert values.count(("left", 7)) == 30
+    assert any("gone: " in note for note in told.notes)
+    assert any("@last: cannot be kept apart by pod" in note for note in told.notes)
+
+
+def test_a_connection_to_the_stop_port_ends_a_trace_with_its_maps(unit, caller):
+    # GIVEN
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    run = Run("-e", f"{CALLS} {READY}", f"unit/{unit.name}", "-o", "json", "--stop-port", str(port))
+    assert run.process.stdout is not None
+    assert "ready" in run.process.stdout.readline()
+    caller.call(12)
+
+    # WHEN
+    with socket.create_connection(("127.0.0.1", port), SECONDS) as asking:
+        assert asking.recv(16) == b"ok\n"
+    code, out, errors = run.end()
+
+    # THEN
+    assert code == 0, errors
+    told = [json.loads(line) for line in out.splitlines()]
+    (calls,) = [one for one in told if one["kind"] == "map"]
+    assert calls["entries"] == [{"key": [], "value": 12}]
