@@ -483,6 +483,24 @@ def test_single_drops_of_a_listener_from_before_the_start_are_told(inside, build
     assert set(rows["pid"].tolist()) == {inside.pid}
 
 
+def test_who_wants_drops_alone_loses_no_listener(inside, build):
+    # GIVEN
+    try:
+        opened = ListenSource(kinds=("listen_drop",))
+    except PodscopeError as error:
+        pytest.skip(f"not told one by one here: {error}")
+    with opened as source:
+        # WHEN more listeners end than there is room for
+        for _ in range(40):
+            for _ in range(100):
+                socket.create_server(("127.0.0.1", 0)).close()
+            source.read_events()
+
+        # THEN
+        assert source.lost() == dict.fromkeys(listen.LOST, 0)
+        assert source.ring_use() < 0.1
+
+
 def test_drops_that_found_no_room_are_counted(inside, build):
     # GIVEN a ring for some tens of drops
     try:

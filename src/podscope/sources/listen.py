@@ -87,6 +87,7 @@ class ListenSource:
         self._options = options or ListenOptions()
         cgroup = self._options.cgroup or find_cgroup2()
         self._overflows = Overflows()
+        self._rows_wanted = "listen" in kinds
         if "listen_drop" in kinds:
             self._object = _with_drops(self._options.ring_bytes)
         else:
@@ -136,6 +137,8 @@ class ListenSource:
 
     def read_events(self) -> Rows:
         """Drops since the last call: ``struct listen_drop`` and ``peer_class``."""
+        if not self._rows_wanted:
+            self._closed.drain()  # nobody else does
         drops = self._drops.drain()
         rows = np.zeros(len(drops), self._told)
         for name, _ in _members(self._drop):
