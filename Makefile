@@ -194,7 +194,7 @@ image: wheel
 	@$(BIN)/python -m pip download --quiet --disable-pip-version-check --dest dist/wheels \
 		--only-binary :all: --python-version $(IMAGE_PYTHON) \
 		$(PLATFORMS:%=--platform %_$(MACHINE)) \
-		"$$(ls -1t dist/*.whl | head -1)[kubernetes,sinks]"
+		"$$(ls -1t dist/*.whl | head -1)[kubernetes,otlp-grpc,sinks]"
 	@echo '  IMAGE   $(IMAGE)'
 	@ENGINE='$(ENGINE)' scripts/build-image '$(IMAGE)' dist/podscope-image.tar $(ARGS)
 

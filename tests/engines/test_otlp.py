@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 from test_prometheus_write import intervals
 from test_prometheus_write import query
@@ -10,6 +13,7 @@ from test_prometheus_write import query
 from podscope.settings import Url
 from podscope.sinks.otlp import Otlp
 from podscope.sinks.otlp import OtlpSettings
+from podscope.sinks.rows import Rows
 
 SERVER = "http_server_request_duration_seconds"
 # What other tests have written has other jobs.
@@ -67,3 +71,28 @@ def test_bodies_are_counters(sink, prometheus):
     (found,) = query(prometheus, text, some.time_ns)
     servers = some.columns["side"] == "server"
     assert found[1] == some.columns["http.response.body.size"][servers].sum()
+
+
+def test_deltas_are_added_up_by_the_server(prometheus):
+    # GIVEN series of its own: the rows of another namespace
+    url = Url(f"{prometheus.url}/api/v1/otlp")
+    sink = Otlp(OtlpSettings(type="otlp", url=url, temporality="delta", signals=("metrics",)))
+    made = [in_namespace(some, "deltas") for some in intervals(3)]
+
+    # WHEN
+    for some in made:
+        sink.send(some)
+
+    # THEN
+    last = made[-1]
+    (found,) = query(
+        prometheus, f'sum(histogram_count({SERVER}{{job=~"deltas/.*"}}))', last.time_ns
+    )
+    assert found[1] == 3 * last.columns["count"][last.columns["side"] == "server"].sum()
+    sink.close()
+
+
+def in_namespace(some: Rows, name: str) -> Rows:
+    """The same rows in another namespace."""
+    column = np.full(len(some), name, dtype=object)
+    return replace(some, columns={**some.columns, "k8s.namespace.name": column})

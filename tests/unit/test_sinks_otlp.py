@@ -10,15 +10,22 @@ import numpy as np
 import pytest
 import sink_rows
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from records import request_batch as requests_batch
 from stub_server import stub_server
 
 from podscope.settings import Url
 from podscope.sinks import otlp_messages
+from podscope.sinks import protobuf
 from podscope.sinks.otlp import Otlp
 from podscope.sinks.otlp import OtlpSettings
+from podscope.sinks.plugin import Partly
+from podscope.sinks.plugin import Refused
 from podscope.sinks.plugin import Unavailable
 from podscope.sinks.rows import Rows
+from podscope.sinks.rows import of_batches as rows_of
 
 
 @pytest.fixture
@@ -36,7 +43,7 @@ def attributes(some: Any) -> dict[str, Any]:
     return {one.key: getattr(one.value, one.value.WhichOneof("value")) for one in some}
 
 
-def points(raw: bytes) -> dict[str, list[tuple[dict[str, Any], Any]]]:
+def points(raw: bytes, temporality: int = 2) -> dict[str, list[tuple[dict[str, Any], Any]]]:
     """Points by the metric's name, with the attributes of the resource and their own."""
     request = ExportMetricsServiceRequest.FromString(raw)
     found: dict[str, list[tuple[dict[str, Any], Any]]] = {}
@@ -46,7 +53,7 @@ def points(raw: bytes) -> dict[str, list[tuple[dict[str, Any], Any]]]:
         assert scope.scope.name == "podscope"
         for metric in scope.metrics:
             data = getattr(metric, metric.WhichOneof("data"))
-            assert data.aggregation_temporality == 2
+            assert data.aggregation_temporality == temporality
             for point in data.data_points:
                 told = attributes(point.attributes)
                 assert not told.keys() & mine.keys()
@@ -217,3 +224,159 @@ def test_texts_that_utf_8_does_not_have_do_not_end_anything():
     # THEN
     ((told, _),) = records(raw)
     assert told["user_agent.original"] == "?"
+
+
+# --- delta, and what is sent again ----------------------------------------------------------------
+
+
+def test_deltas_are_those_of_each_delivery_alone(stub):
+    # GIVEN
+    one = sink(stub.url, temporality="delta")
+    some = sink_rows.http_rows()
+    later = replace(some, id="later", time_ns=some.time_ns + 10**10)
+
+    # WHEN one delivery fails first
+    stub.answers = [(503, {}, b"")]
+    with pytest.raises(Unavailable):
+        one.send(some)
+    one.send(some)
+    one.send(later)
+
+    # THEN
+    failed, first, second = (request.body for request in stub.requests)
+    assert failed == first
+    for raw, rows in ((first, some), (second, later)):
+        told = points(raw, temporality=1)
+        for side in ("server", "client"):
+            mine = some.columns["side"] == side
+            found = told[f"http.{side}.request.duration"]
+            assert sum(point.count for _, point in found) == some.columns["count"][mine].sum()
+            longest = max(point.max for _, point in found)
+            assert longest == pytest.approx(some.columns["duration.max"][mine].max())
+            for _, point in found:
+                assert point.time_unix_nano == rows.time_ns
+                assert point.start_time_unix_nano == rows.time_ns - 10**9
+
+
+def test_metrics_that_are_too_large_are_halved_and_not_added_twice(stub):
+    # GIVEN
+    stub.answers = [(413, {}, b"")]
+    one = sink(stub.url)
+    some = sink_rows.http_rows()
+
+    # WHEN
+    one.send(some)
+
+    # THEN
+    bodies = [points(request.body) for request in stub.requests[1:]]
+    counts = [
+        point.count for told in bodies for name in told if "duration" in name
+        for _, point in told[name]
+    ]  # fmt: skip
+    assert len(bodies) == 2 and sorted(counts) == sorted(some.columns["count"])
+
+
+def test_what_a_server_rejects_of_a_success_is_counted(stub):
+    # GIVEN
+    answer = ExportLogsServiceResponse()
+    answer.partial_success.rejected_log_records = 1
+    answer.partial_success.error_message = "no such tenant"
+    stub.answers = [(200, {}, answer.SerializeToString())]
+
+    # WHEN
+    with pytest.raises(Partly, match="no such tenant") as caught:
+        sink(stub.url).send(sink_rows.request_rows(3))
+
+    # THEN
+    assert caught.value.unnamed == 1
+
+
+def test_a_status_in_the_answer_is_told_as_text(stub):
+    # GIVEN google.rpc.Status
+    status = protobuf.number(1, 3) + protobuf.text(2, "bad attribute")
+    stub.answers = [(400, {"Content-Type": "application/x-protobuf"}, status)]
+
+    # WHEN / THEN
+    with pytest.raises(Refused, match="400 Bad Request: bad attribute"):
+        sink(stub.url).send(sink_rows.request_rows())
+
+
+# --- traces ---------------------------------------------------------------------------------------
+
+
+def spans(raw: bytes) -> list[tuple[dict[str, Any], Any]]:
+    """Spans with the attributes of the resource and their own."""
+    request = ExportTraceServiceRequest.FromString(raw)
+    return [
+        (attributes(resource.resource.attributes) | attributes(span.attributes), span)
+        for resource in request.resource_spans
+        for scope in resource.scope_spans
+        for span in scope.spans
+    ]
+
+
+def requests_of(**members: object) -> Rows:
+    (made,) = rows_of([requests_batch(2, **members)], resource=sink_rows.RESOURCE)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("side", "kind", "status", "is_error"),
+    [(1, 2, 200, False), (1, 2, 404, False), (1, 2, 500, True), (2, 3, 404, True)],
+)
+def test_requests_with_a_trace_are_spans_of_their_side(stub, side, kind, status, is_error):
+    # GIVEN
+    some = requests_of(side=side, status=status)
+
+    # WHEN
+    sink(stub.url, signals=("traces",)).send(some)
+
+    # THEN
+    (request,) = stub.requests
+    assert request.path == "/v1/traces"
+    found = spans(request.body)
+    assert len(found) == 2 == len({span.span_id for _, span in found})
+    for told, span in found:
+        assert span.trace_id == bytes(range(1, 17))
+        assert span.parent_span_id == bytes(range(1, 9)) and len(span.span_id) == 8
+        assert (span.kind, span.name) == (kind, "GET")
+        assert span.status.code == (2 if is_error else 0)
+        assert span.end_time_unix_nano - span.start_time_unix_nano == 2_500_000
+        assert told["http.response.status_code"] == status and told["url.path"] == "/items/17"
+        assert told["service.name"] == "nginx.service" and told["host.name"] == "node-1"
+
+
+def test_requests_without_a_trace_are_no_spans_and_logs_are_sent_once(stub):
+    # GIVEN traces that fail the first time
+    made = sink(stub.url, signals=("logs", "traces"))
+    some = requests_of()
+    stub.answers = [(200, {}, b""), (503, {}, b"")]
+
+    # WHEN
+    with pytest.raises(Unavailable):
+        made.send(some)
+    made.send(some)
+    made.send(requests_of(trace_id=[0] * 16))
+
+    # THEN a span sent again is the same one
+    paths = [request.path for request in stub.requests]
+    assert paths == ["/v1/logs", "/v1/traces", "/v1/traces", "/v1/logs"]
+    assert stub.requests[1].body == stub.requests[2].body
+
+
+def test_spans_that_are_too_large_are_halved_by_themselves(stub):
+    # GIVEN
+    stub.answers = [(200, {}, b""), (413, {}, b"")]
+
+    # WHEN
+    sink(stub.url, signals=("logs", "traces")).send(requests_of())
+
+    # THEN
+    paths = [request.path for request in stub.requests]
+    assert paths == ["/v1/logs", *["/v1/traces"] * 3]
+    assert all(len(spans(request.body)) == 1 for request in stub.requests[2:])
+
+
+def test_credentials_are_not_written_among_the_headers():
+    with pytest.raises(ValueError, match="is a secret: set token"):
+        OtlpSettings(type="otlp", url=Url("http://a"), headers=(("Authorization", "Bearer x"),))

@@ -102,6 +102,10 @@ class Cumulative:
         self._seen_ns = np.zeros(2, dtype=np.int64)
         self._told = np.zeros(2, dtype=np.bool_)
 
+    def begun(self) -> Cumulative:
+        """The same without any totals."""
+        return Cumulative(buckets=bool(self._width), series=self._most)
+
     def add(self, rows: Rows) -> Shot:
         """Adds the rows, and gives the totals of all series that are new or of late."""
         places = np.array(self.places(rows), dtype=np.intp)
@@ -202,11 +206,13 @@ class Telling:
     Args:
         totals: to which rows are added.
         at_once: the most series of a piece.
+        anew: totals begin anew with each delivery: they are those of its interval.
     """
 
-    def __init__(self, totals: Cumulative, at_once: int) -> None:
-        self._totals = totals
+    def __init__(self, totals: Cumulative, at_once: int, *, anew: bool = False) -> None:
+        self.totals = totals
         self._at_once = at_once
+        self._anew = anew
         self._mark: tuple[str, int, int] | None = None
         self._left: deque[Shot] = deque()
 
@@ -218,7 +224,9 @@ class Telling:
         if rows.mark == self._mark:
             return False
         self._mark = rows.mark
-        self._left = deque(self._totals.add(rows).pieces(self._at_once))
+        if self._anew:
+            self.totals = self.totals.begun()
+        self._left = deque(self.totals.add(rows).pieces(self._at_once))
         return True
 
     def first(self) -> Shot:

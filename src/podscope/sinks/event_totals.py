@@ -282,19 +282,24 @@ class EventTelling:
     Args:
         buckets: as of `EventTotals`.
         series: so many are sent at once.
+        anew: totals begin anew with each delivery: they are those of its interval.
     """
 
-    def __init__(self, *, buckets: bool, series: int) -> None:
+    def __init__(self, *, buckets: bool, series: int, anew: bool = False) -> None:
         self.left: deque[EventShot] = deque()
         self._buckets = buckets
         self._series = series
+        self._anew = anew
         self._totals: dict[str, EventTotals] = {}
         self._mark: tuple[str, int, int] | None = None
 
     def add(self, rows: Rows) -> EventTotals:
         """The totals of the rows' kind, with them; ``left`` is what is to be sent of it."""
-        totals = self._totals.setdefault(rows.kind, EventTotals(rows.kind, buckets=self._buckets))
-        if rows.mark != self._mark:
+        is_new = rows.mark != self._mark
+        if rows.kind not in self._totals or (is_new and self._anew):
+            self._totals[rows.kind] = EventTotals(rows.kind, buckets=self._buckets)
+        totals = self._totals[rows.kind]
+        if is_new:
             self._mark = rows.mark
             totals.add(rows)
             self.left = deque(totals.recent().pieces(self._series))

@@ -7,8 +7,10 @@ import email.utils
 import ssl
 import time
 import zlib
+from base64 import b64encode
 from collections.abc import Callable
 from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Annotated
 
 import httpx
@@ -133,15 +135,27 @@ class Client:
         self._client.close()
 
     def _credentials(self) -> dict[str, str]:
-        if self._authorization is not None:
-            text = self._authorization()
-            return {"Authorization": text} if text else {}
-        if not self._settings.username:
-            return {}
-        password = self._settings.password.text() if self._settings.password else ""
-        request = httpx.Request("GET", "http://a")
-        flow = httpx.BasicAuth(self._settings.username, password).auth_flow(request)
-        return {"Authorization": next(flow).headers["Authorization"]}
+        told = self._authorization() if self._authorization is not None else basic(self._settings)
+        return {"Authorization": told} if told else {}
+
+
+def basic(settings: ServerSettings) -> str:
+    """The field ``Authorization`` of a user and password (RFC 7617); empty without a user.
+
+    Raises:
+        PodscopeError: the password is not there.
+    """
+    if not settings.username:
+        return ""
+    password = settings.password.text() if settings.password else ""
+    return f"Basic {b64encode(f'{settings.username}:{password}'.encode()).decode()}"
+
+
+def check_headers(headers: Sequence[tuple[str, str]]) -> None:
+    """Raises ValueError for a field that would hold a credential: settings are read by many."""
+    for name, _ in headers:
+        if name.lower() in ("authorization", "proxy-authorization", "cookie"):
+            raise ValueError(f"headers: {name} is a secret: set token, or username and password")
 
 
 def _gzipped(body: bytes) -> bytes:

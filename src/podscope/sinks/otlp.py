@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows by OTLP over HTTP, as protocol buffers: sums as metrics, single events as logs."""
+"""Rows by OTLP, as protocol buffers over HTTP or gRPC.
+
+Sums as metrics, single events as logs, requests that carry a trace also as its spans.
+"""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 from typing import ClassVar
 from typing import Literal
 
+import httpx
 from msgspec import Meta
 
 from podscope.schema_metrics import METRICS
@@ -14,90 +19,190 @@ from podscope.schema_metrics import SUMS
 from podscope.settings import Secret
 from podscope.settings import Url
 from podscope.sinks import otlp_messages
+from podscope.sinks import protobuf
 from podscope.sinks.cumulative import Cumulative
 from podscope.sinks.cumulative import Telling
 from podscope.sinks.event_totals import EventTelling
 from podscope.sinks.http_client import Client
 from podscope.sinks.http_client import ServerSettings
+from podscope.sinks.http_client import basic
+from podscope.sinks.http_client import check_headers
+from podscope.sinks.otlp_grpc import GrpcClient
+from podscope.sinks.plugin import Partly
 from podscope.sinks.plugin import Refused
 from podscope.sinks.plugin import SinkSettings
+from podscope.sinks.plugin import TooLarge
 from podscope.sinks.rows import Rows
 
 # A request has so many sets of attributes.
 SERIES_AT_ONCE = 1000
+# Messages of a receiver over gRPC have four megabytes at the most, unless it is told otherwise.
+ROWS_AT_ONCE = 2500
 PROTOBUF = "application/x-protobuf"
+_MOST_SAID = 300
 
 
 class OtlpSettings(ServerSettings, frozen=True, kw_only=True):
     """Settings of the sink ``otlp``."""
 
-    url: Annotated[Url, Meta(description="without /v1/metrics, as http://collector:4318")]
+    url: Annotated[
+        Url,
+        Meta(description="without /v1/metrics, as http://collector:4318; gRPC: http://host:4317"),
+    ]
+    protocol: Annotated[Literal["http", "grpc"], Meta(description="how messages travel")] = "http"
     token: Annotated[Secret | None, Meta(description="bearer token, in place of a user")] = None
     headers: Annotated[tuple[tuple[str, str], ...], Meta(description="more fields")] = ()
-    signals: Annotated[tuple[Literal["metrics", "logs"], ...], Meta(description="what is sent")] = (
-        "metrics",
-        "logs",
-    )
+    signals: Annotated[
+        tuple[Literal["metrics", "logs", "traces"], ...], Meta(description="what is sent")
+    ] = ("metrics", "logs")
+    temporality: Annotated[
+        Literal["cumulative", "delta"],
+        Meta(description="metrics since the start, or of each delivery alone"),
+    ] = "cumulative"
 
     def __post_init__(self) -> None:
         if "side" not in self.by:
             raise ValueError("by: side is missing: metrics of servers and clients have two names")
+        check_headers(self.headers)
 
 
 class Otlp:
-    """Sends totals since the start, and logs."""
+    """Sends totals, logs and spans."""
 
     Settings: ClassVar[type[SinkSettings]] = OtlpSettings
+    most_rows = ROWS_AT_ONCE
+
+    def __init__(self, settings: OtlpSettings) -> None:
+        is_delta = settings.temporality == "delta"
+        self._signals = settings.signals
+        is_grpc = settings.protocol == "grpc"
+        self._transport = _grpc(settings) if is_grpc else _Http(settings)
+        self._telling = Telling(Cumulative(buckets=True), SERIES_AT_ONCE, anew=is_delta)
+        self._events = EventTelling(buckets=True, series=SERIES_AT_ONCE, anew=is_delta)
+        self._temporality = otlp_messages.DELTA if is_delta else otlp_messages.CUMULATIVE
+        self._mark: tuple[str, int, int] | None = None
+        self._taken: set[str] = set()
+        kinds = {"metrics": ("http", *METRICS), "traces": ("request",), "logs": ()}
+        some = tuple(kind for signal in settings.signals for kind in kinds[signal])
+        self.only_kinds = () if "logs" in settings.signals else some
+
+    def send(self, rows: Rows) -> None:
+        """Sends the rows; raises NotTaken as ``Sink.send`` says."""
+        with_metrics = "metrics" in self._signals
+        told: list[tuple[int, str]] = []
+        if rows.kind == "http":
+            told = self._metrics(rows) if with_metrics else []
+        elif with_metrics and rows.kind in METRICS:
+            told = self._event_metrics(rows)
+        if rows.kind != "http" and not (with_metrics and rows.kind in SUMS):
+            told += self._single(rows)
+        rejected = sum(count for count, _ in told)
+        if rejected:
+            raise Partly(None, unnamed=min(rejected, len(rows)), why=told[-1][1])
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._transport.close()
+
+    def _metrics(self, rows: Rows) -> list[tuple[int, str]]:
+        """How many were rejected, and why."""
+        self._telling.add(rows)
+        told = []
+        while self._telling:
+            body = otlp_messages.metrics(
+                self._telling.first(), self._telling.totals, rows, temporality=self._temporality
+            )
+            try:
+                told.append(self._export("metrics", body))
+            except TooLarge as error:
+                if self._telling.halve():
+                    continue
+                told.append((1, str(error)))
+            self._telling.done()
+        return told
+
+    def _event_metrics(self, rows: Rows) -> list[tuple[int, str]]:
+        totals = self._events.add(rows)
+        told = []
+        while self._events.left:
+            body = otlp_messages.event_metrics(
+                self._events.left[0], totals, rows, temporality=self._temporality
+            )
+            try:
+                told.append(self._export("metrics", body))
+            except TooLarge as error:
+                if self._events.halve():
+                    continue
+                told.append((1, str(error)))
+            self._events.left.popleft()
+        return told
+
+    def _single(self, rows: Rows) -> list[tuple[int, str]]:
+        """The rows as logs, and then as spans; each once, also if they are sent again."""
+        if rows.mark != self._mark:
+            self._mark, self._taken = rows.mark, set()
+        told = []
+        if "logs" in self._signals and "logs" not in self._taken:
+            told.append(self._export("logs", otlp_messages.logs(rows)))
+            self._taken.add("logs")
+        if "traces" in self._signals and rows.kind == "request":
+            told += self._spans(rows)
+        return told
+
+    def _spans(self, rows: Rows) -> list[tuple[int, str]]:
+        body = otlp_messages.spans(rows)
+        if not body:
+            return []
+        try:
+            return [self._export("traces", body)]
+        except TooLarge:
+            if len(rows) == 1:
+                raise
+        # Not by halves of what is sent: the logs of these rows are there already.
+        return [one for half in rows.pieces((len(rows) + 1) // 2) for one in self._spans(half)]
+
+    def _export(self, signal: str, body: bytes) -> tuple[int, str]:
+        """How many the server has rejected of what it took, and why."""
+        answer = self._transport.export(signal, body)
+        try:
+            # ExportLogsServiceResponse {partial_success = 1 {rejected = 1; error_message = 2}}
+            told = dict(protobuf.fields(dict(protobuf.fields(answer)).get(1, b"")))
+            return int(told.get(1, 0)), bytes(told.get(2, b"")).decode("utf-8", "replace")
+        except (ValueError, TypeError):
+            return 0, ""  # not of OTLP, but a success
+
+
+class _Http:
+    """Messages over HTTP."""
 
     def __init__(self, settings: OtlpSettings) -> None:
         token = settings.token
         bearer = None if token is None else lambda: f"Bearer {token.text()}"
         self._client = Client(settings, bearer)
-        self._headers = {"Content-Type": PROTOBUF, **dict(settings.headers)}
-        self._signals = settings.signals
-        self._totals = Cumulative(buckets=True)
-        self._telling = Telling(self._totals, SERIES_AT_ONCE)
-        self._events = EventTelling(buckets=True, series=SERIES_AT_ONCE)
-        self.only_kinds = ("http", *METRICS) if "logs" not in settings.signals else ()
+        self._url = settings.url
+        self._headers = {**dict(settings.headers), "Content-Type": PROTOBUF}
 
-    def send(self, rows: Rows) -> None:
-        """Sends the rows; raises NotTaken as ``Sink.send`` says."""
-        with_metrics = "metrics" in self._signals
-        if rows.kind == "http":
-            if with_metrics:
-                self._metrics(rows)
-            return
-        if with_metrics and rows.kind in METRICS:
-            self._event_metrics(rows)
-        if "logs" in self._signals and not (with_metrics and rows.kind in SUMS):
-            self._post("logs", otlp_messages.logs(rows))
-
-    def _metrics(self, rows: Rows) -> None:
-        self._telling.add(rows)
-        labels, sides = self._totals.labels, self._totals.sides
-        while self._telling:
-            shot = self._telling.first()
-            self._post(
-                "metrics", otlp_messages.metrics(shot, labels, sides, rows.resource, rows.time_ns)
-            )
-            self._telling.done()
-
-    def _event_metrics(self, rows: Rows) -> None:
-        totals = self._events.add(rows)
-        while self._events.left:
-            self._post(
-                "metrics",
-                otlp_messages.event_metrics(
-                    self._events.left[0], totals, rows.resource, rows.time_ns
-                ),
-            )
-            self._events.left.popleft()
-
-    def _post(self, signal: str, body: bytes) -> None:
+    def export(self, signal: str, body: bytes) -> bytes:
         answer = self._client.send("POST", f"/v1/{signal}", body, headers=self._headers)
-        if not answer.is_success:
-            raise Refused(self._client.said(answer))
+        if answer.is_success:
+            return answer.content
+        raise Refused(self._said(answer))
+
+    def _said(self, answer: httpx.Response) -> str:
+        if PROTOBUF not in answer.headers.get("Content-Type", ""):
+            return self._client.said(answer)
+        try:
+            # google.rpc.Status {message = 2}
+            text = dict(protobuf.fields(answer.content)).get(2, b"").decode("utf-8", "replace")
+        except (ValueError, AttributeError):
+            text = ""
+        return f"{self._url}: {answer.status_code} {answer.reason_phrase}: {text[:_MOST_SAID]}"
 
     def close(self) -> None:
-        """Closes the connection."""
         self._client.close()
+
+
+def _grpc(settings: OtlpSettings) -> GrpcClient:
+    token = settings.token
+    authorization = partial(basic, settings) if token is None else lambda: f"Bearer {token.text()}"
+    return GrpcClient(settings, dict(settings.headers), authorization)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 from hashlib import blake2b
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -31,13 +32,15 @@ from podscope.sinks.columns import rounded
 from podscope.sinks.columns import same_last
 from podscope.sinks.columns import whole
 from podscope.sinks.cumulative import SIDES
+from podscope.sinks.cumulative import Cumulative
 from podscope.sinks.cumulative import Labels
 from podscope.sinks.cumulative import Shot
 from podscope.sinks.event_totals import EventShot
 from podscope.sinks.event_totals import EventTotals
 from podscope.sinks.rows import Rows
 
-CUMULATIVE = 2
+# AggregationTemporality.
+DELTA, CUMULATIVE = 1, 2
 # Severity numbers of the data model of logs.
 _INFO, _ERROR = 9, 17
 _SCOPE = protobuf.of_length(1, protobuf.text(1, "podscope") + protobuf.text(2, __version__))
@@ -314,39 +317,36 @@ def _span_name(told: tuple[str | None, str | None]) -> bytes:
 # --- metrics ----------------------------------------------------------------------------------
 
 
-def metrics(
-    shot: Shot,
-    labels: Sequence[Labels],
-    sides: Sequence[int],
-    resource: Mapping[str, str],
-    time_ns: int,
-) -> bytes:
-    """An ExportMetricsServiceRequest of totals since the start, in the groups of their resources.
+def metrics(shot: Shot, totals: Cumulative, rows: Rows, *, temporality: int = CUMULATIVE) -> bytes:
+    """An ExportMetricsServiceRequest of totals, in the groups of their resources.
 
     Args:
-        shot: the totals.
-        labels: of all series, by place.
-        sides: of all series, by place: 0 server, 1 client.
-        resource: what all have in common.
-        time_ns: of the totals.
+        shot: some of the totals.
+        totals: they say what each series is.
+        rows: the last that were added: their time, and what all have in common.
+        temporality: DELTA: the totals are those of the interval of these rows.
     """
+    labels, sides, resource, time_ns = totals.labels, totals.sides, rows.resource, rows.time_ns
     common = b"".join(attribute(1, name, value) for name, value in resource.items())
     points: dict[bytes, dict[int, list[list[bytes]]]] = {}
     for row, place in enumerate(shot.places.tolist()):
         owner, told = _split(labels[place], resource.get("host.name", ""))
         some = points.setdefault(owner, {}).setdefault(sides[place], [[], [], []])
         head = protobuf.fixed64(2, int(shot.start_ns[row])) + protobuf.fixed64(3, time_ns)
-        some[0].append(protobuf.of_length(1, _histogram(shot, row, told, head)))
+        point = _histogram(shot, row, told, head)
+        if temporality == DELTA:
+            point += protobuf.double(13, float(shot.max[row]))
+        some[0].append(protobuf.of_length(1, point))
         for at, column in ((1, shot.request_bytes), (2, shot.response_bytes)):
             value = protobuf.key(6, 1) + int(column[row]).to_bytes(8, "little", signed=True)
             point = b"".join(attribute(7, name, one) for name, one in told) + head + value
             some[at].append(protobuf.of_length(1, point))
-    return b"".join(
-        protobuf.of_length(
-            1,
-            _resource(common + owner) + protobuf.of_length(2, _SCOPE + b"".join(_metrics(by_side))),
-        )
+    parts = (
+        (_resource(common + owner), _SCOPE + b"".join(_metrics(by_side, temporality)))
         for owner, by_side in points.items()
+    )
+    return b"".join(
+        protobuf.of_length(1, owner + protobuf.of_length(2, some)) for owner, some in parts
     )
 
 
@@ -361,22 +361,22 @@ def _split(labels: Labels, host: str) -> tuple[bytes, Labels]:
     return mine, others
 
 
-def _metrics(by_side: Mapping[int, list[list[bytes]]]) -> Iterator[bytes]:
+def _metrics(by_side: Mapping[int, list[list[bytes]]], temporality: int) -> Iterator[bytes]:
+    kind = protobuf.number(2, temporality)
     for side, (durations, requests, responses) in by_side.items():
         name = SIDES[side]
-        temporality = protobuf.number(2, CUMULATIVE)
         yield _metric(
             f"http.{name}.request.duration",
             f"Duration of HTTP {name} requests.",
             "s",
-            protobuf.of_length(10, b"".join(durations) + temporality),
+            protobuf.of_length(10, b"".join(durations) + kind),
         )
         for what, points in (("request", requests), ("response", responses)):
             yield _metric(
                 f"podscope.http.{name}.{what}.body.bytes",
                 f"Bytes of {what} bodies of HTTP {name} requests.",
                 "By",
-                protobuf.of_length(7, b"".join(points) + temporality + protobuf.number(3, 1)),
+                protobuf.of_length(7, b"".join(points) + kind + protobuf.number(3, 1)),
             )
 
 
@@ -408,16 +408,17 @@ def _exponential(counts: Array, total: int, seconds: float, labels: Labels, head
 
 
 def event_metrics(
-    shot: EventShot, totals: EventTotals, resource: Mapping[str, str], time_ns: int
+    shot: EventShot, totals: EventTotals, rows: Rows, *, temporality: int = CUMULATIVE
 ) -> bytes:
     """An ExportMetricsServiceRequest of the metrics of one kind of rows beside HTTP.
 
     Args:
         shot: the totals of some of its series.
         totals: whose metrics and labels they have.
-        resource: what all have in common.
-        time_ns: of the totals.
+        rows: the last that were added: their time, and what all have in common.
+        temporality: DELTA: the totals are those of the interval of these rows.
     """
+    resource, time_ns = rows.resource, rows.time_ns
     common = b"".join(attribute(1, name, value) for name, value in resource.items())
     points: dict[bytes, list[list[bytes]]] = {}
     for row, place in enumerate(shot.places.tolist()):
@@ -433,7 +434,9 @@ def event_metrics(
         protobuf.of_length(
             1,
             _resource(common + owner)
-            + protobuf.of_length(2, _SCOPE + b"".join(map(_of_points, totals.metrics, some))),
+            + protobuf.of_length(
+                2, _SCOPE + b"".join(map(_of_points, totals.metrics, some, repeat(temporality)))
+            ),
         )
         for owner, some in points.items()
     )
@@ -455,14 +458,14 @@ def _point(shot: EventShot, at: tuple[int, int], kind: str, labels: Labels, head
     return protobuf.of_length(1, told + head + value)
 
 
-def _of_points(metric: Metric, points: Sequence[bytes]) -> bytes:
+def _of_points(metric: Metric, points: Sequence[bytes], temporality: int) -> bytes:
     """A Metric; nothing where no series has a value."""
     if not points:
         return b""
-    temporality = protobuf.number(2, CUMULATIVE)
+    kind = protobuf.number(2, temporality)
     data = {
         "gauge": lambda all_: protobuf.of_length(5, all_),
-        "counter": lambda all_: protobuf.of_length(7, all_ + temporality + protobuf.number(3, 1)),
-        "histogram": lambda all_: protobuf.of_length(10, all_ + temporality),
+        "counter": lambda all_: protobuf.of_length(7, all_ + kind + protobuf.number(3, 1)),
+        "histogram": lambda all_: protobuf.of_length(10, all_ + kind),
     }
     return _metric(metric.name, metric.text, metric.unit, data[metric.type](b"".join(points)))

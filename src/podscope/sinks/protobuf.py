@@ -9,6 +9,8 @@ the official classes. https://protobuf.dev/programming-guides/encoding
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -112,3 +114,41 @@ def packed(field: int, values: Array) -> bytes:
     if values.max() < 0x80:
         return of_length(field, values.astype(np.uint8).tobytes())
     return of_length(field, b"".join(map(varint, values.tolist())))
+
+
+def fields(raw: bytes) -> Iterator[tuple[int, Any]]:
+    """Numbers and values of a message: integers, and bytes for all that has a length.
+
+    Raises:
+        ValueError: it ends in the middle, or is no message.
+    """
+    at = 0
+    while at < len(raw):
+        tag, at = _read_varint(raw, at)
+        wire_type = tag & 7
+        if wire_type == 0:
+            value, at = _read_varint(raw, at)
+            yield tag >> 3, value
+            continue
+        if wire_type == 2:
+            size, at = _read_varint(raw, at)
+        elif wire_type in (1, 5):
+            size = 8 if wire_type == 1 else 4
+        else:
+            raise ValueError(f"no wire type: {wire_type}")
+        if at + size > len(raw):
+            raise ValueError("the message ends in the middle of a field")
+        part = raw[at : at + size]
+        at += size
+        yield tag >> 3, part if wire_type == 2 else int.from_bytes(part, "little")
+
+
+def _read_varint(raw: bytes, at: int) -> tuple[int, int]:
+    found = shift = 0
+    while at < len(raw) and shift < 70:
+        found |= (raw[at] & 0x7F) << shift
+        at += 1
+        if raw[at - 1] < 0x80:
+            return found & ((1 << 64) - 1), at
+        shift += 7
+    raise ValueError("a number that does not end")
