@@ -167,13 +167,13 @@ def test_rows_sent_again_are_no_others_and_equal_rows_stay_apart(sink, server):
 
 
 def test_the_good_rows_of_a_bulk_are_taken_and_the_bad_ones_told(sink, server):
-    # GIVEN a time that cannot be: its year has no place in nanoseconds
+    # GIVEN a number that has no place in 64 bits
     some = sink_rows.event_rows()
     sink.send(some)
     columns = dict(sink_rows.event_rows().columns)
     columns["podscope.oom.pages"] = columns["podscope.oom.pages"].astype(object)
     bad = replace(sink_rows.event_rows(), columns=columns)
-    columns["podscope.oom.pages"][1] = '"many"'
+    columns["podscope.oom.pages"][1] = 2**70
 
     # WHEN
     with pytest.raises(Partly) as caught:
@@ -183,7 +183,7 @@ def test_the_good_rows_of_a_bulk_are_taken_and_the_bad_ones_told(sink, server):
     assert caught.value.again is None
     ((refused, why),) = caught.value.refused
     assert refused.row_ids == bad.row_ids[1:]
-    assert "podscope.oom.pages.value" in why and "many" in why
+    assert "podscope.oom.pages.value" in why and str(2**70) in why
     assert bad.row_ids[0] in server.documents(some.kind)
 
 
@@ -211,9 +211,10 @@ def test_set_up_is_made_once_and_again_only_for_others(server, sink, capsys, tmp
     text = f"type: {server.kind}, url: '{server.server.url}', dataset: {server.dataset}"
     file.write_text(f"sinks: [{{{text}}}]\n")
     path = "/_index_template/podscope-http"
-    older = server.server.ask(path)["index_templates"][0]["index_template"]
-    older["_meta"]["podscope"] = "of another version"
-    server.server.ask(path, older, method="PUT")
+    component = "/_component_template/podscope-http"
+    older = server.server.ask(component)["component_templates"][0]["component_template"]
+    older["version"] = 0
+    server.server.ask(component, older, method="PUT")
 
     def run() -> list[str]:
         assert main(["sinks", "setup", "--config", str(file)]) == 0
@@ -227,3 +228,21 @@ def test_set_up_is_made_once_and_again_only_for_others(server, sink, capsys, tmp
     assert f"{server.kind}: /{server.stream('http')} rolled over" in first
     assert len(second) == len({*sink_rows.KINDS})
     assert all(line.endswith(" is there already") for line in second)
+
+
+def test_agents_whose_rows_have_other_fields_do_not_undo_each_other(server, sink):
+    # GIVEN the template of one whose rows have fewer fields
+    some = sink_rows.event_rows()
+    kind = f"fewer{server.dataset}"
+    path = f"/_component_template/podscope-{kind}"
+    [*sink.prepare(kind, some.fields[:3])]
+
+    # WHEN
+    lines = [*sink.prepare(kind, some.fields)]
+    again = [[*sink.prepare(kind, fields)] for fields in (some.fields[:3], some.fields)]
+
+    # THEN
+    assert f"{path} made" in lines
+    assert all(len(some) == 1 and "is there already" in some[0] for some in again)
+    found = server.server.ask(path)["component_templates"][0]["component_template"]
+    assert "podscope.oom.share" in found["template"]["mappings"]["properties"]

@@ -197,3 +197,32 @@ def test_a_duration_that_is_not_known_is_left_out():
     first, second = (json.loads(line) for line in body.splitlines()[1::2])
     assert first["event.duration"] == 2_500_000
     assert "event.duration" not in second
+
+
+# --- retention, on servers that have it ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["elasticsearch", "opensearch"])
+def test_retention_is_made_once_and_belongs_to_who_changes_it(stub, kind):
+    # GIVEN a server with ILM or ISM, without anything of ours, and then with all of it
+    settings = ElasticsearchSettings(type=kind, url=Url(stub.url))
+    one = Elasticsearch(settings)
+    no, yes = (404, {}, b"{}"), (200, {}, b"{}")
+    stub.answers = [no, no, yes, yes, yes, no, no, yes, yes, yes, no]
+
+    # WHEN it has no policy; and then one, and templates of another kind are made
+    first = [*one.prepare("http", schema.HTTP)]
+    second = [*one.prepare("request", schema.REQUEST)]
+
+    # THEN
+    path = (
+        "/_ilm/policy/podscope" if kind == "elasticsearch" else "/_plugins/_ism/policies/podscope"
+    )
+    assert first[0] == f"{path} made" and second[0] == f"{path} is there already"
+    puts = {request.path: json.loads(request.body) for request in stub.requests if request.body}
+    assert [name for name in puts if name == path] == [path]
+    component = puts["/_component_template/podscope-http"]["template"]["settings"]
+    named = component.get("index.lifecycle.name")
+    assert named == ("podscope" if kind == "elasticsearch" else None)
+    if kind == "opensearch":
+        assert puts[path]["policy"]["ism_template"][0]["index_patterns"] == ["podscope-*"]

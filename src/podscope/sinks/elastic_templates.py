@@ -6,12 +6,11 @@ All of it is made from the fields of a kind of rows.
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Iterator
+from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import msgspec
 
 from podscope import red
 from podscope.schema import Field
@@ -122,10 +121,61 @@ class Abilities:
     histograms: bool = True
 
 
+@dataclass(frozen=True)
+class Found:
+    """Templates of a kind of rows that a server has.
+
+    Attributes:
+        version: of who made them.
+        properties: types of fields, by name.
+        histograms: whether the server has the type ``histogram``.
+    """
+
+    version: int
+    properties: dict[str, Any]
+    histograms: bool
+
+    def serve(self, wanted: Mapping[str, Any]) -> bool:
+        """Whether they have all the fields that are wanted, or are of a newer version."""
+        types = {name: one.get("type") for name, one in self.properties.items()}
+        same = all(types.get(name) == one["type"] for name, one in wanted.items())
+        return self.version > VERSION or (self.version == VERSION and same)
+
+
+def found(index: Mapping[str, Any], component: Mapping[str, Any]) -> Found:
+    """What the answers of a server say of its templates."""
+    mappings = component.get("template", {}).get("mappings", {})
+    versions = (index.get("version", 0), component.get("version", 0))
+    has = component.get("_meta", {}).get("histograms", True)
+    return Found(min(versions), dict(_flat("", mappings.get("properties", {}))), has)
+
+
+def _flat(above: str, some: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Fields by their whole names, however a server groups them."""
+    for name, one in some.items():
+        if "properties" in one:
+            yield from _flat(f"{above}{name}.", one["properties"])
+        else:
+            yield f"{above}{name}", one
+
+
 def templates(
-    kind: str, fields: Sequence[Field], *, opensearch: bool, can: Abilities
+    kind: str,
+    fields: Sequence[Field],
+    *,
+    opensearch: bool,
+    can: Abilities,
+    before: Found | None = None,
 ) -> tuple[Asset, Asset]:
-    """The templates of a kind of rows, in the order of their making."""
+    """The templates of a kind of rows, in the order of their making.
+
+    Args:
+        kind: of the rows.
+        fields: theirs.
+        opensearch: OpenSearch, and not Elasticsearch.
+        can: what the server has.
+        before: templates of the same version, whose fields stay: agents differ in theirs.
+    """
     name = template_name(kind)
     settings: dict[str, Any] = {"index.codec": "best_compression"}
     if can.lifecycle and not opensearch:
@@ -135,7 +185,8 @@ def templates(
             {"texts": {"match_mapping_type": "string", "mapping": {"type": "keyword"}}}
         ],
         "date_detection": False,
-        "properties": properties(fields, kind, histograms=can.histograms),
+        "properties": dict(before.properties if before is not None else ())
+        | properties(fields, kind, histograms=can.histograms),
     }
     index = {
         "index_patterns": [stream(kind, "*")],
@@ -144,19 +195,12 @@ def templates(
         "priority": 200,
         "version": VERSION,
     }
-    # The same whatever the server can: it tells the fields of one version from another's.
-    whole = properties(fields, kind, histograms=True)
-    meta = {"_meta": {"podscope": digest(whole, index), "histograms": can.histograms}}
     component = {"template": {"settings": settings, "mappings": mappings}, "version": VERSION}
+    meta = {"_meta": {"podscope": VERSION, "histograms": can.histograms}}
     return (
         Asset(f"/_component_template/{name}", component | meta),
         Asset(f"/_index_template/{name}", index | meta),
     )
-
-
-def digest(*parts: object) -> str:
-    """The same for the same content."""
-    return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()[:16]
 
 
 def lifecycle(*, opensearch: bool, retention: str, rollover: str) -> Asset:

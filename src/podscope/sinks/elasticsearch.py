@@ -136,17 +136,25 @@ class Elasticsearch:
         Raises:
             Unavailable, Refused: the server cannot, or does not let us.
         """
-        if self._is_there(kind, fields):
-            yield f"/_index_template/{templates.template_name(kind)} is there already"
-            return
+        before = self._found(kind)
+        if before is not None:
+            self._can = replace(self._can, histograms=self._can.histograms and before.histograms)
+            if before.serve(templates.properties(fields, kind, histograms=self._can.histograms)):
+                yield f"/_index_template/{templates.template_name(kind)} is there already"
+                return
+            before = before if before.version == templates.VERSION else None
         yield self._put_lifecycle()
-        for asset in self._put_templates(kind, fields):
+        for asset in self._put_templates(kind, fields, before):
             yield f"{asset.path} made"
         yield from self._roll_over(templates.stream(kind, self._settings.dataset))
 
-    def assets(self, kind: str, fields: Sequence[Field]) -> list[templates.Asset]:
-        """What ``prepare`` makes on a server that has all."""
-        made = templates.templates(kind, fields, opensearch=self._opensearch, can=self._can)
+    def assets(
+        self, kind: str, fields: Sequence[Field], before: templates.Found | None = None
+    ) -> list[templates.Asset]:
+        """What ``prepare`` makes on a server that has all, but for these templates."""
+        made = templates.templates(
+            kind, fields, opensearch=self._opensearch, can=self._can, before=before
+        )
         return [self._lifecycle(), *made]
 
     def _lifecycle(self) -> templates.Asset:
@@ -156,24 +164,24 @@ class Elasticsearch:
             rollover=_age(self._settings.rollover),
         )
 
-    def _is_there(self, kind: str, fields: Sequence[Field]) -> bool:
-        *_, asset = self.assets(kind, fields)
-        answer = self._client.send("GET", asset.path)
-        if answer.status_code == 404:
-            return False
-        if not answer.is_success:
-            raise Refused(self._client.said(answer))
-        (found,) = answer.json()["index_templates"]
-        there = found["index_template"]
-        meta = there.get("_meta", {})
-        if not meta.get("histograms", True):
-            self._can = replace(self._can, histograms=False)
-        same = meta.get("podscope") == asset.body["_meta"]["podscope"]
-        return bool(same or there.get("version", 0) > templates.VERSION)
+    def _found(self, kind: str) -> templates.Found | None:
+        """The templates of a kind that the server has; None: not both of them."""
+        told = []
+        for what in ("index_template", "component_template"):
+            answer = self._client.send("GET", f"/_{what}/{templates.template_name(kind)}")
+            if answer.status_code == 404:
+                return None
+            if not answer.is_success:
+                raise Refused(self._client.said(answer))
+            (one,) = answer.json()[f"{what}s"]
+            told.append(one[what])
+        return templates.found(*told)
 
-    def _put_templates(self, kind: str, fields: Sequence[Field]) -> Sequence[templates.Asset]:
+    def _put_templates(
+        self, kind: str, fields: Sequence[Field], before: templates.Found | None
+    ) -> Sequence[templates.Asset]:
         try:
-            _, *made = self.assets(kind, fields)
+            _, *made = self.assets(kind, fields, before)
             for asset in made:
                 self._put(asset)
         except Refused as error:
@@ -181,7 +189,7 @@ class Elasticsearch:
             if _NO_HISTOGRAM not in str(error) or not self._can.histograms:
                 raise
             self._can = replace(self._can, histograms=False)
-            return self._put_templates(kind, fields)
+            return self._put_templates(kind, fields, before)
         return made
 
     def _put(self, asset: templates.Asset) -> None:
@@ -196,8 +204,8 @@ class Elasticsearch:
         if answer.status_code == 400 and _NO_HANDLER in answer.text:
             self._can = replace(self._can, lifecycle=False)
             return "this server has no lifecycle management: nothing is ever deleted"
-        if self._opensearch and answer.is_success:
-            # It can be changed only with its number; whoever changed it may go on doing so.
+        if answer.is_success:
+            # Whoever has changed it may go on doing so.
             return f"{asset.path} is there already"
         self._put(asset)
         return f"{asset.path} made"
