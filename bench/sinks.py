@@ -3,9 +3,12 @@
 
 Each is a process of its own that sends the same requests, 5,000 at once, to a server that swallows
 them, or to the one that a flag names. CPU is of the process from its first row to its last.
-``ours`` begins with the records of the kernel, ``ours_columns`` and ``theirs_columns`` with the
-same columns, and ``theirs`` with row objects that were made before. Bodies are not compressed by
-either.
+``ours`` begins with the records of the kernel, ``ours_columns`` and ``theirs_columns`` with columns
+that are the same, and ``theirs`` with row objects that were made before. Bodies are not compressed.
+
+``longest_stop_ms`` is how long another thread of the process, which wakes each millisecond, had to
+wait at the most while a flush of 100,000 rows of a kind went through a sink's queue: in CPU time of
+the process, so that what else the machine does is no part of it.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -32,8 +36,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "unit"))
 
 import records
 
+from podscope.settings import Size
 from podscope.settings import Url
 from podscope.sinks import rows
+from podscope.sinks.delivery import Delivery
 from podscope.sinks.elastic_templates import names
 from podscope.sinks.elasticsearch import Elasticsearch
 from podscope.sinks.elasticsearch import ElasticsearchSettings
@@ -42,11 +48,14 @@ from podscope.sinks.influxdb import InfluxdbSettings
 from podscope.sinks.line_protocol import is_tag
 from podscope.sinks.otlp import Otlp
 from podscope.sinks.otlp import OtlpSettings
+from podscope.sinks.plugin import QueueSettings
+from podscope.sinks.plugin import SinkSettings
 from podscope.sinks.rows import Rows
 
 SINKS = ("influxdb", "elasticsearch", "otlp")
 WAYS = ("ours", "ours_columns", "theirs", "theirs_columns")
 AT_ONCE = 5000
+FLUSH = 100_000
 
 
 def main() -> int:
@@ -71,7 +80,12 @@ def main() -> int:
         assert server.stdout is not None
         swallows = server.stdout.readline().strip()
         for name in SINKS:
-            report[name] = compared(name, getattr(args, name) or swallows, args.rows, args.rounds)
+            url = getattr(args, name) or swallows
+            report[name] = compared(name, url, args.rows, args.rounds)
+            stops = [told(f"{name}.stops", url, FLUSH) for _ in range(args.rounds)]
+            report[name]["longest_stop_ms"] = {
+                kind: statistics.median(one[kind] for one in stops) for kind in stops[0]
+            }
     except subprocess.CalledProcessError as error:
         print(f"sinks: a client failed: {' '.join(error.cmd[2:])}", file=sys.stderr)
         return 1
@@ -86,18 +100,11 @@ def compared(name: str, url: str, count: int, rounds: int) -> dict[str, Any]:
     """Medians of one sink and its rival; null for a library that is not installed."""
     found: dict[str, Any] = {}
     for way in WAYS:
-        print(f"sinks: {name} {way}", file=sys.stderr)
-        command = [sys.executable, __file__, "--client", f"{name}.{way}", "--url", url]
-        told = []
-        for _ in range(rounds):
-            ended = subprocess.run(
-                [*command, "--rows", str(count)], stdout=subprocess.PIPE, text=True, check=True
-            )
-            told.append(json.loads(ended.stdout))
-        if None in told:
+        runs = [told(f"{name}.{way}", url, count) for _ in range(rounds)]
+        if None in runs:
             found[way] = None
             continue
-        found[way] = {key: round(statistics.median(one[key] for one in told), 2) for key in told[0]}
+        found[way] = {key: round(statistics.median(one[key] for one in runs), 2) for key in runs[0]}
     if found["theirs"]:
         theirs = found["theirs"]["cpu_us_per_row"]
         for way in WAYS[:2]:
@@ -107,10 +114,23 @@ def compared(name: str, url: str, count: int, rounds: int) -> dict[str, Any]:
     return found
 
 
+def told(client_name: str, url: str, count: int) -> Any:
+    """What a process of its own says."""
+    print(f"sinks: {client_name}", file=sys.stderr)
+    command = [sys.executable, __file__, "--client", client_name, "--url", url]
+    ended = subprocess.run(
+        [*command, "--rows", str(count)], stdout=subprocess.PIPE, text=True, check=True
+    )
+    return json.loads(ended.stdout)
+
+
 def client(sink: str, way: str, url: str, count: int) -> dict[str, float] | None:
     """Sends the rows, and says what that took."""
     if sink == "server":
         return serve()
+    if way == "stops":
+        kinds = {"request": traffic(count), "http": series(count)}
+        return {kind: longest_stop(OURS[sink](url), batch) for kind, batch in kinds.items()}
     batch = traffic(count)
     (first, *_) = pieces = [*rows.of_batches([batch])]
     if way in ("theirs", "theirs_columns"):
@@ -119,8 +139,8 @@ def client(sink: str, way: str, url: str, count: int) -> dict[str, float] | None
         except ImportError as error:
             print(f"sinks: {sink}: no {error.name}: pip install --group bench", file=sys.stderr)
             return None
-        told = [make(some) for some in pieces] if way == "theirs" else []
-        run = lambda: each(write, told or map(make, pieces))  # noqa: E731
+        objects_before = [make(some) for some in pieces] if way == "theirs" else []
+        run = lambda: each(write, objects_before or map(make, pieces))  # noqa: E731
     else:
         made = OURS[sink](url)
         made.send(first)  # templates, connection
@@ -142,6 +162,50 @@ def send(sink: Any, some: Any) -> None:
     """Sends portions of rows, each of an id of its own."""
     for number, one in enumerate(some):
         sink.send(replace(one, id=f"{one.id}.{number}"))
+
+
+def longest_stop(sink: Any, batch: Any) -> float:
+    """Milliseconds that another thread waits at the most while a batch is delivered."""
+    settings = SinkSettings(type="bench", queue=QueueSettings(memory=Size(1 << 30)))
+    waits = [0.0]
+    ended = threading.Event()
+
+    def tick() -> None:
+        before = time.process_time()
+        while not ended.is_set():
+            time.sleep(0.001)
+            now = time.process_time()
+            waits.append(now - before)
+            before = now
+
+    delivery = Delivery(sink, settings, {"host.name": "node-1"}, void)
+    thread = threading.Thread(target=tick)
+    thread.start()
+    delivery.put(batch)
+    delivery.stop(600)
+    delivery.join()
+    ended.set()
+    thread.join()
+    return round(max(waits) * 1e3, 1)
+
+
+def series(count: int) -> Any:
+    """Rows of kind http: so many of the kernel, of 500 pods, which become some thousand series."""
+    rows = records.http_rows(count)
+    places = np.arange(count)
+    key = rows["key"]
+    key["cgroup_id"], key["pid"], key["side"], key["port"] = places % 500, 1, 1, 80
+    key["method"], key["version"], key["status"] = 1, 11, 200 + places % 7
+    key["route"] = places // 10_000 + 1
+    rows["count"], rows["sum_ns"], rows["max_ns"] = 3, 3_000_000, 1_000_000
+    rows["le"][:, 0] = rows["buckets"][:, 100] = 3
+    pods = tuple(replace(records.WEB_A, pod=f"web-{n}", pod_uid=f"u-{n}") for n in range(500))
+    routes = {n: f"/route/{n}/*" for n in range(1, count // 10_000 + 2)}
+    return records.http_batch(rows, places % 500, pods, routes=routes)
+
+
+def void(_: object) -> None:
+    """Leaves it alone."""
 
 
 def cpu_seconds() -> float:
@@ -260,10 +324,6 @@ def opentelemetry_sdk(url: str, _: Rows) -> Rival:
         return ReadableLogRecord(told, resource=resource, instrumentation_scope=scope)
 
     return lambda some: [*map(record, objects(some))], lambda some: void(exporter.export(some))
-
-
-def void(_: object) -> None:
-    """Leaves an answer alone."""
 
 
 RIVALS: dict[str, Callable[[str, Rows], Rival]] = {

@@ -373,12 +373,14 @@ def _bucket_sums(values: Array, order: Array, starts: Array) -> Array:
     sums = np.zeros((len(starts), values.shape[1]), dtype=np.uint32 if small else np.uint64)
     if 0 in sums.shape:
         return sums
-    ends = np.append(starts[1:], len(order))
-    for block in range(0, len(starts), _ROWS_AT_ONCE):
-        some = starts[block : block + _ROWS_AT_ONCE]
-        rows = order[some[0] : ends[block + len(some) - 1]]
-        sums[block : block + len(some)] = np.add.reduceat(
-            values[rows], some - some[0], axis=0, dtype=sums.dtype
+    # Blocks of rows, and not of groups: other threads wait as long as one of them takes.
+    for begin in range(0, len(order), _ROWS_AT_ONCE):
+        end = min(begin + _ROWS_AT_ONCE, len(order))
+        first = int(np.searchsorted(starts, begin, side="right")) - 1
+        last = int(np.searchsorted(starts, end, side="left"))
+        cuts = np.maximum(starts[first:last], begin) - begin
+        sums[first:last] += np.add.reduceat(
+            values[order[begin:end]], cuts, axis=0, dtype=sums.dtype
         )
     return sums
 

@@ -383,3 +383,19 @@ def test_what_is_an_error_depends_on_the_side(side, status, error, failed):
     # THEN
     assert groups.errors.tolist() == [4 if failed else 0]
     assert groups.error_share().tolist() == [1.0 if failed else 0.0]
+
+
+def test_groups_of_very_many_rows_are_added_up_exactly():
+    # GIVEN more rows than are added up at once, in few groups of unequal size
+    rows = records.http_rows(5000)
+    rows["key"]["status"] = np.where(np.arange(5000) < 4000, 200, 500)
+    rows["key"]["port"] = np.arange(5000) // 4990
+    rows["count"] = rows["buckets"][:, 3] = rows["le"][:, 1] = 2
+
+    # WHEN
+    groups = red.group(records.http_batch(rows, np.zeros(5000)), ("port", "status"))
+
+    # THEN
+    assert sorted(groups.count.tolist()) == [20, 1980, 8000]
+    assert groups.buckets[:, 3].tolist() == groups.count.tolist()
+    assert int(groups.buckets.sum()) == 10_000

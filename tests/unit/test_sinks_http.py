@@ -12,6 +12,7 @@ import threading
 import time
 
 import pytest
+import records
 import sink_rows
 from stub_server import stub_server
 
@@ -19,6 +20,7 @@ from podscope.errors import PodscopeError
 from podscope.settings import Duration
 from podscope.settings import Secret
 from podscope.settings import Url
+from podscope.sinks import rows
 from podscope.sinks.http_client import Client
 from podscope.sinks.http_client import ServerSettings
 from podscope.sinks.http_client import TlsSettings
@@ -222,3 +224,42 @@ def test_the_same_rows_sent_again_are_the_same_bytes(stub):
 def test_settings_of_the_wrong_version_are_refused(settings, said):
     with pytest.raises(ValueError, match=said):
         InfluxdbSettings(type="influxdb", url=Url("http://a"), **settings)
+
+
+def test_parts_of_a_delivery_are_the_lines_that_its_whole_was(stub):
+    # GIVEN a server that finds the whole too large, and rows that come from a disk then
+    stub.answers = [(413, {}, b"")]
+    sink = Influxdb(InfluxdbSettings(type="influxdb", url=Url(stub.url), org="o", bucket="b"))
+    some = sink_rows.request_rows(5)
+    with pytest.raises(TooLarge):
+        sink.send(some)
+
+    # WHEN
+    for part in rows.unpacked(rows.packed(some)).pieces(3):
+        sink.send(part)
+
+    # THEN points keep the times that they were given
+    whole, *parts = (request.body for request in stub.requests)
+    assert b"".join(parts) == whole and len(parts) == 2
+
+
+def test_counters_of_owlk8s_do_not_count_twice_what_is_sent_in_parts(stub):
+    # GIVEN
+    settings = InfluxdbSettings(
+        type="influxdb", url=Url(stub.url), org="o", bucket="b", compat=("owlk8s",)
+    )
+    sink = Influxdb(settings)
+    ((name, by),) = ((n, by) for n, by in sink.also_by.items() if n != rows.SERVICE)
+    made = [*rows.of_batches([records.cluster_batch()], also_by={name: by})]
+    (some,) = [one for one in made if one.kind == name]
+    stub.answers = [(413, {}, b"")]
+    with pytest.raises(TooLarge):
+        sink.send(some)
+
+    # WHEN
+    for part in some.pieces(2):
+        sink.send(part)
+
+    # THEN
+    whole, *parts = (request.body for request in stub.requests)
+    assert b"".join(parts) == whole and b"INT_svcmetrics" in whole

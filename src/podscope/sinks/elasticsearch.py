@@ -242,14 +242,17 @@ def documents(rows: Rows, *, histograms: bool) -> bytes:
         **rows.resource,
     }
     called = templates.names(rows.fields)
-    places = range(len(rows)) if rows.numbers is None else rows.numbers.tolist()
     members = [_member(one, called[one.name], rows.columns[one.name]) for one in rows.fields]
     if rows.kind in templates.SUMS and rows.le is not None:
         cumulative = np.cumsum(rows.le, axis=1)
         members += [_ints(name, cumulative[:, n]) for n, name in enumerate(templates.LE_NAMES)]
     if rows.kind in templates.SUMS and rows.buckets is not None and histograms:
         members.append([_histograms(rows.buckets)])
-    head: list[Part[str]] = [f'{{"create":{{"_id":"{rows.id}-', list(map(str, places)), '"}}\n{']
+    head: list[Part[str]] = [
+        f'{{"create":{{"_id":"{rows.id}-',
+        list(map(str, rows.places)),
+        '"}}\n{',
+    ]
     end = json.dumps(common, separators=(",", ":"))[1:] + "\n"
     return whole([*head, *same_last(members), end], len(rows), "").encode()
 

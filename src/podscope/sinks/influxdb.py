@@ -62,26 +62,39 @@ class Influxdb:
         self._compat = Compat(settings.compat)
         self.also_by: Mapping[str, Sequence[str]] = {SERVICE: BY_SERVICE, **self._compat.also_by}
         self._distinct = Distinct()
-        self._last: tuple[Rows | None, bytes] = (None, b"")
+        # Id, places and lines of the rows that were last written.
+        self._last: tuple[str, list[int], list[str]] = ("", [], [])
 
     def send(self, rows: Rows) -> None:
         """Writes the rows; raises NotTaken as ``Sink.send`` says."""
-        if self._last[0] is not rows:
-            # Sent again, they are the same bytes: times and totals were given to them once.
-            self._last = (rows, self._encoded(rows))
-        body = self._last[1]
+        body = "".join(self._lines(rows)).encode()
         if body:
             self._write(body, len(rows))
+
+    def _lines(self, rows: Rows) -> list[str]:
+        """The lines of the rows: the same, if these or more of their delivery were written before.
+
+        Times and totals are given to rows once; with others, they would be other points.
+        """
+        last, places, lines = self._last
+        if last == rows.id and rows.places == places:
+            return lines
+        known = dict(zip(places, lines, strict=True)) if last == rows.id else {}
+        if not all(place in known for place in rows.places):
+            self._last = (rows.id, rows.places, self._encoded(rows))
+            return self._last[2]
+        return [known[place] for place in rows.places]
 
     def close(self) -> None:
         """Closes the connection."""
         self._client.close()
 
-    def _encoded(self, rows: Rows) -> bytes:
+    def _encoded(self, rows: Rows) -> list[str]:
+        more = self._compat.lines(rows)
         if rows.kind in self._compat.also_by:
-            return self._compat.lines(rows).encode()
+            return more
         lines = lines_of(rows, f"{self._settings.prefix}{rows.kind}", self._distinct)
-        return (lines + self._compat.lines(rows)).encode()
+        return [one + other for one, other in zip(lines, more, strict=True)] if more else lines
 
     def _write(self, body: bytes, count: int) -> None:
         answer = self._post(body)

@@ -55,18 +55,27 @@ class Compat:
         self._distinct = Distinct()
         self._totals: dict[str, list[int]] = {}
 
-    def lines(self, rows: Rows) -> str:
-        """Lines of the line protocol; none for kinds that they did not have."""
+    def lines(self, rows: Rows) -> list[str]:
+        """Lines for each row, each line with its end; none for kinds that they did not have.
+
+        A line of several rows is that of the first of them.
+        """
         if rows.kind == BY_SERVICE:
-            text = self._svcmetrics(rows) if self._owlk8s else ""
-            return text + (_red(rows) if self._kubebpfbox else "")
+            found = [""] * len(rows)
+            for made in (
+                self._svcmetrics(rows) if self._owlk8s else {},
+                _red(rows) if self._kubebpfbox else {},
+            ):
+                for place, line in made.items():
+                    found[place] += line
+            return found
         if not self._kubebpfbox or rows.kind not in _EVENTS:
-            return ""
+            return []
         return _EVENTS[rows.kind](rows, self._distinct)
 
-    def _svcmetrics(self, rows: Rows) -> str:
+    def _svcmetrics(self, rows: Rows) -> dict[int, str]:
         """``INT_svcmetrics``: counters since the start, and microseconds."""
-        lines = []
+        lines = {}
         for tags, some in _groups(rows, _OWLK8S).items():
             columns = {name: column[some] for name, column in rows.columns.items()}
             count = columns["count"]
@@ -76,27 +85,27 @@ class Compat:
             totals[1] += int(count[(status >= 400) & (status < 500)].sum())
             totals[2] += int(count[status >= 500].sum())
             mean = columns["duration.sum"].sum() / max(int(count.sum()), 1)
-            lines.append(
+            lines[int(some[0])] = (
                 f"INT_svcmetrics{tags} duration={mean * 1e6:.0f}i,requests={totals[0]}i,"
                 f"err4={totals[1]}i,err5={totals[2]}i {rows.time_ns}\n"
             )
-        return "".join(lines)
+        return lines
 
 
-def _red(rows: Rows) -> str:
+def _red(rows: Rows) -> dict[int, str]:
     """``red``: requests a second, per cent of 5xx, and mean milliseconds."""
-    lines = []
+    lines = {}
     for tags, some in _groups(rows, _KUBEBPFBOX).items():
         count = rows.columns["count"][some]
         errors = int(count[rows.columns["http.response.status_code"][some] > 499].sum())
         total = max(int(count.sum()), 1)
         mean = float(rows.columns["duration.sum"][some].sum()) / total
         rate = int(count.sum()) / max(rows.interval, 1e-9)
-        lines.append(
+        lines[int(some[0])] = (
             f"red{tags} qps={rate!r},errrate={100 * errors / total!r},duration={mean * 1e3!r} "
             f"{rows.time_ns}\n"
         )
-    return "".join(lines)
+    return lines
 
 
 def _groups(rows: Rows, names: Sequence[tuple[str, str]]) -> dict[str, Any]:
@@ -111,7 +120,7 @@ def _groups(rows: Rows, names: Sequence[tuple[str, str]]) -> dict[str, Any]:
     return {tags: np.array(places) for tags, places in found.items()}
 
 
-def _traffic(rows: Rows, distinct: Distinct) -> str:
+def _traffic(rows: Rows, distinct: Distinct) -> list[str]:
     """``traffic``: single requests, milliseconds."""
     servers = (rows.columns["side"] == "server").tolist()
     empty: list[Any] = [None] * len(rows)
@@ -147,7 +156,7 @@ def _traffic(rows: Rows, distinct: Distinct) -> str:
         port = one["network.peer.port"] if is_server else 0
         fields.append(f"duration={one['duration'] * 1e3!r},path={path},srcport={port}i")
     told = zip(series, fields, distinct.times(series, times), strict=True)
-    return "".join(f"traffic{one} {value} {time}\n" for one, value, time in told)
+    return [f"traffic{one} {value} {time}\n" for one, value, time in told]
 
 
 _PAGE_BYTES = 4096
@@ -161,7 +170,7 @@ _POD = (
 )
 
 
-def _oomkill(rows: Rows, distinct: Distinct) -> str:
+def _oomkill(rows: Rows, distinct: Distinct) -> list[str]:
     """``oomkill``: pages of the limit, or of the machine."""
     tags = (
         *_POD,
@@ -178,9 +187,10 @@ def _oomkill(rows: Rows, distinct: Distinct) -> str:
     return _points("oomkill", rows, tags, fields, distinct)
 
 
-def _tcpsynbl(rows: Rows, distinct: Distinct) -> str:
+def _tcpsynbl(rows: Rows, distinct: Distinct) -> list[str]:
     """``tcpsynbl``: listeners whose accept queue is nearly full, or dropped; as numbers."""
-    some = rows.take(rows.columns["podscope.listen.event"] != np.array(None))
+    told = np.asarray(rows.columns["podscope.listen.event"] != np.array(None))
+    some = rows.take(told)
     columns = some.columns
     numbers = (
         columns["podscope.listen.limit"].tolist(),
@@ -192,7 +202,8 @@ def _tcpsynbl(rows: Rows, distinct: Distinct) -> str:
         for most, now, pid in zip(*numbers, strict=True)
     ]
     tags = (*_POD, ("comm", "process.executable.name"))
-    return _points("tcpsynbl", some, tags, fields, distinct)
+    lines = iter(_points("tcpsynbl", some, tags, fields, distinct))
+    return [next(lines) if is_told else "" for is_told in told.tolist()]
 
 
 def _points(
@@ -201,7 +212,7 @@ def _points(
     names: Sequence[tuple[str, str]],
     fields: Sequence[str],
     distinct: Distinct,
-) -> str:
+) -> list[str]:
     columns = [(tag, rows.columns[name].tolist()) for tag, name in names if name in rows.columns]
     series = [
         measurement
@@ -210,10 +221,10 @@ def _points(
     ]
     times = rows.columns["time"].astype("M8[ns]").astype(np.int64).tolist()
     told = zip(series, fields, distinct.times(series, times), strict=True)
-    return "".join(f"{one} {value} {time}\n" for one, value, time in told)
+    return [f"{one} {value} {time}\n" for one, value, time in told]
 
 
-_EVENTS: Mapping[str, Callable[[Rows, Distinct], str]] = {
+_EVENTS: Mapping[str, Callable[[Rows, Distinct], list[str]]] = {
     "request": _traffic,
     "oom": _oomkill,
     "listen": _tcpsynbl,

@@ -71,8 +71,8 @@ class Distinct:
         return found
 
 
-def lines_of(rows: Rows, measurement: str, distinct: Distinct) -> str:
-    """Lines of InfluxDB's line protocol, each with its end.
+def lines_of(rows: Rows, measurement: str, distinct: Distinct) -> list[str]:
+    """A line of InfluxDB's line protocol for each row, with its end; empty if it has no values.
 
     Strings are made for whole columns; of what comes again, once.
     """
@@ -89,11 +89,10 @@ def lines_of(rows: Rows, measurement: str, distinct: Distinct) -> str:
     told = joined(other_values, len(rows), "")
     head, end = key(measurement), "".join(same_values)
     times = distinct.times(series, columns["time"].astype("M8[ns]").astype(np.int64).tolist())
-    return "".join(
-        f"{head}{one} {(value + end)[:-1]} {time}\n"
+    return [
+        f"{head}{one} {(value + end)[:-1]} {time}\n" if value or end else ""
         for one, value, time in zip(series, told, times, strict=True)
-        if value or end
-    )
+    ]
 
 
 def is_tag(one: Field) -> bool:

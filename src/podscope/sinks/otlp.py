@@ -20,7 +20,9 @@ from podscope.settings import Secret
 from podscope.settings import Url
 from podscope.sinks import otlp_messages
 from podscope.sinks import protobuf
+from podscope.sinks.cumulative import SERIES
 from podscope.sinks.cumulative import Cumulative
+from podscope.sinks.cumulative import Labels
 from podscope.sinks.cumulative import Telling
 from podscope.sinks.event_totals import EventTelling
 from podscope.sinks.http_client import Client
@@ -28,6 +30,7 @@ from podscope.sinks.http_client import ServerSettings
 from podscope.sinks.http_client import basic
 from podscope.sinks.http_client import check_headers
 from podscope.sinks.otlp_grpc import GrpcClient
+from podscope.sinks.otlp_messages import Descriptions
 from podscope.sinks.plugin import Partly
 from podscope.sinks.plugin import Refused
 from podscope.sinks.plugin import SinkSettings
@@ -80,6 +83,8 @@ class Otlp:
         self._telling = Telling(Cumulative(buckets=True), SERIES_AT_ONCE, anew=is_delta)
         self._events = EventTelling(buckets=True, series=SERIES_AT_ONCE, anew=is_delta)
         self._temporality = otlp_messages.DELTA if is_delta else otlp_messages.CUMULATIVE
+        self._descriptions: Descriptions | None = None
+        self._of_events: Descriptions | None = None
         self._mark: tuple[str, int, int] | None = None
         self._taken: set[str] = set()
         kinds = {"metrics": ("http", *METRICS), "traces": ("request",), "logs": ()}
@@ -107,10 +112,16 @@ class Otlp:
     def _metrics(self, rows: Rows) -> list[tuple[int, str]]:
         """How many were rejected, and why."""
         self._telling.add(rows)
+        if self._descriptions is None:
+            self._descriptions = _descriptions(rows, (("url.scheme", "http"),))
         told = []
         while self._telling:
             body = otlp_messages.metrics(
-                self._telling.first(), self._telling.totals, rows, temporality=self._temporality
+                self._telling.first(),
+                self._telling.totals,
+                rows,
+                self._descriptions,
+                temporality=self._temporality,
             )
             try:
                 told.append(self._export("metrics", body))
@@ -123,10 +134,16 @@ class Otlp:
 
     def _event_metrics(self, rows: Rows) -> list[tuple[int, str]]:
         totals = self._events.add(rows)
+        if self._of_events is None:
+            self._of_events = _descriptions(rows)
         told = []
         while self._events.left:
             body = otlp_messages.event_metrics(
-                self._events.left[0], totals, rows, temporality=self._temporality
+                self._events.left[0],
+                totals,
+                rows,
+                self._of_events,
+                temporality=self._temporality,
             )
             try:
                 told.append(self._export("metrics", body))
@@ -170,6 +187,10 @@ class Otlp:
             return int(told.get(1, 0)), bytes(told.get(2, b"")).decode("utf-8", "replace")
         except (ValueError, TypeError):
             return 0, ""  # not of OTLP, but a success
+
+
+def _descriptions(rows: Rows, more: Labels = ()) -> Descriptions:
+    return Descriptions(rows.resource.get("host.name", ""), 2 * SERIES, more)
 
 
 class _Http:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import repeat
 from typing import Any
@@ -317,30 +318,89 @@ def _span_name(told: tuple[str | None, str | None]) -> bytes:
 # --- metrics ----------------------------------------------------------------------------------
 
 
-def metrics(shot: Shot, totals: Cumulative, rows: Rows, *, temporality: int = CUMULATIVE) -> bytes:
+@dataclass(frozen=True)
+class Described:
+    """What a series is, as bytes.
+
+    Attributes:
+        owner: attributes of its resource, beside what all rows have in common.
+        of_histogram, of_number: its own attributes, as parts of points of either kind.
+    """
+
+    owner: bytes
+    of_histogram: bytes
+    of_number: bytes
+
+
+class Descriptions:
+    """Makes them once.
+
+    Args:
+        host: where no container is known, series are of this host.
+        most: series that are remembered.
+        more: what all series but those of the overflow have, too.
+    """
+
+    def __init__(self, host: str, most: int, more: Labels = ()) -> None:
+        self._host = host
+        self._most = most
+        self._more = more
+        self._known: dict[Labels, Described] = {}
+
+    def of(self, labels: Labels) -> Described:
+        """That of a series."""
+        found = self._known.get(labels)
+        if found is None:
+            if len(self._known) >= self._most:
+                self._known.clear()
+            found = self._known[labels] = self._made(labels)
+        return found
+
+    def _made(self, labels: Labels) -> Described:
+        known = {name: str(value) for name, value in labels}
+        mine = b"".join(attribute(1, *one) for one in labels if is_of_resource(one[0]))
+        others = tuple(one for one in labels if not is_of_resource(one[0]))
+        others += self._more if "otel.metric.overflow" not in known else ()
+        of_histogram, of_number = (
+            b"".join(attribute(field, name, value) for name, value in others) for field in (1, 7)
+        )
+        return Described(mine + _identity(known.get, self._host), of_histogram, of_number)
+
+
+def metrics(
+    shot: Shot,
+    totals: Cumulative,
+    rows: Rows,
+    descriptions: Descriptions,
+    *,
+    temporality: int = CUMULATIVE,
+) -> bytes:
     """An ExportMetricsServiceRequest of totals, in the groups of their resources.
 
     Args:
         shot: some of the totals.
         totals: they say what each series is.
         rows: the last that were added: their time, and what all have in common.
+        descriptions: of the series.
         temporality: DELTA: the totals are those of the interval of these rows.
     """
-    labels, sides, resource, time_ns = totals.labels, totals.sides, rows.resource, rows.time_ns
-    common = b"".join(attribute(1, name, value) for name, value in resource.items())
-    points: dict[bytes, dict[int, list[list[bytes]]]] = {}
-    for row, place in enumerate(shot.places.tolist()):
-        owner, told = _split(labels[place], resource.get("host.name", ""))
-        some = points.setdefault(owner, {}).setdefault(sides[place], [[], [], []])
-        head = protobuf.fixed64(2, int(shot.start_ns[row])) + protobuf.fixed64(3, time_ns)
-        point = _histogram(shot, row, told, head)
-        if temporality == DELTA:
-            point += protobuf.double(13, float(shot.max[row]))
-        some[0].append(protobuf.of_length(1, point))
-        for at, column in ((1, shot.request_bytes), (2, shot.response_bytes)):
-            value = protobuf.key(6, 1) + int(column[row]).to_bytes(8, "little", signed=True)
-            point = b"".join(attribute(7, name, one) for name, one in told) + head + value
-            some[at].append(protobuf.of_length(1, point))
+    common = b"".join(attribute(1, name, value) for name, value in rows.resource.items())
+    places = shot.places.tolist()
+    told = [descriptions.of(totals.labels[place]) for place in places]
+    # StartTimeUnixNano and TimeUnixNano have the same numbers in points of both kinds.
+    now = protobuf.fixed64(3, rows.time_ns)
+    times = [protobuf.key(2, 1) + start + now for start in protobuf.fixed64s(shot.start_ns)]
+    values = (
+        _histograms(shot, with_max=temporality == DELTA),
+        [protobuf.key(6, 1) + value for value in protobuf.fixed64s(shot.request_bytes)],
+        [protobuf.key(6, 1) + value for value in protobuf.fixed64s(shot.response_bytes)],
+    )
+    points: dict[bytes, dict[int, tuple[list[bytes], ...]]] = {}
+    for place, one, time, *some in zip(places, told, times, *values, strict=True):
+        lists = points.setdefault(one.owner, {}).setdefault(totals.sides[place], ([], [], []))
+        lists[0].append(one.of_histogram + time + some[0])
+        lists[1].append(one.of_number + time + some[1])
+        lists[2].append(one.of_number + time + some[2])
     parts = (
         (_resource(common + owner), _SCOPE + b"".join(_metrics(by_side, temporality)))
         for owner, by_side in points.items()
@@ -350,33 +410,25 @@ def metrics(shot: Shot, totals: Cumulative, rows: Rows, *, temporality: int = CU
     )
 
 
-def _split(labels: Labels, host: str) -> tuple[bytes, Labels]:
-    """The resource's attributes as bytes, and those of the point."""
-    known = {name: str(value) for name, value in labels}
-    mine = b"".join(attribute(1, name, value) for name, value in labels if is_of_resource(name))
-    mine += _identity(known.get, host)
-    others = tuple((name, value) for name, value in labels if not is_of_resource(name))
-    if "otel.metric.overflow" not in dict(others):
-        others += (("url.scheme", "http"),)
-    return mine, others
-
-
-def _metrics(by_side: Mapping[int, list[list[bytes]]], temporality: int) -> Iterator[bytes]:
+def _metrics(by_side: Mapping[int, tuple[list[bytes], ...]], temporality: int) -> Iterator[bytes]:
     kind = protobuf.number(2, temporality)
-    for side, (durations, requests, responses) in by_side.items():
+    for side, lists in by_side.items():
         name = SIDES[side]
+        durations, requests, responses = (
+            b"".join(protobuf.with_lengths(protobuf.key(1, 2), some)) for some in lists
+        )
         yield _metric(
             f"http.{name}.request.duration",
             f"Duration of HTTP {name} requests.",
             "s",
-            protobuf.of_length(10, b"".join(durations) + kind),
+            protobuf.of_length(10, durations + kind),
         )
         for what, points in (("request", requests), ("response", responses)):
             yield _metric(
                 f"podscope.http.{name}.{what}.body.bytes",
                 f"Bytes of {what} bodies of HTTP {name} requests.",
                 "By",
-                protobuf.of_length(7, b"".join(points) + kind + protobuf.number(3, 1)),
+                protobuf.of_length(7, points + kind + protobuf.number(3, 1)),
             )
 
 
@@ -385,30 +437,13 @@ def _metric(name: str, text: str, unit: str, data: bytes) -> bytes:
     return protobuf.of_length(2, told + data)
 
 
-def _histogram(shot: Shot, row: int, labels: Labels, head: bytes) -> bytes:
-    """An ExponentialHistogramDataPoint of scale 3."""
-    total, seconds = int(shot.count[row]), float(shot.sum[row])
-    return _exponential(shot.buckets[row], total, seconds, labels, head)
-
-
-def _exponential(counts: Array, total: int, seconds: float, labels: Labels, head: bytes) -> bytes:
-    used = np.flatnonzero(counts)
-    first, last = (int(used[0]), int(used[-1])) if len(used) else (0, -1)
-    buckets = protobuf.signed(1, red.OFFSET + first) + protobuf.packed(2, counts[first : last + 1])
-    return b"".join(
-        (
-            *(attribute(1, name, value) for name, value in labels),
-            head,
-            protobuf.fixed64(4, total),
-            protobuf.double(5, seconds),
-            protobuf.signed(6, red.SCALE),
-            protobuf.of_length(8, buckets),
-        )
-    )
-
-
 def event_metrics(
-    shot: EventShot, totals: EventTotals, rows: Rows, *, temporality: int = CUMULATIVE
+    shot: EventShot,
+    totals: EventTotals,
+    rows: Rows,
+    descriptions: Descriptions,
+    *,
+    temporality: int = CUMULATIVE,
 ) -> bytes:
     """An ExportMetricsServiceRequest of the metrics of one kind of rows beside HTTP.
 
@@ -416,20 +451,18 @@ def event_metrics(
         shot: the totals of some of its series.
         totals: whose metrics and labels they have.
         rows: the last that were added: their time, and what all have in common.
+        descriptions: of the series.
         temporality: DELTA: the totals are those of the interval of these rows.
     """
-    resource, time_ns = rows.resource, rows.time_ns
-    common = b"".join(attribute(1, name, value) for name, value in resource.items())
+    common = b"".join(attribute(1, name, value) for name, value in rows.resource.items())
     points: dict[bytes, list[list[bytes]]] = {}
     for row, place in enumerate(shot.places.tolist()):
-        labels = totals.labels[place]
-        owner, told = _split(labels, resource.get("host.name", ""))
-        told = tuple(one for one in told if one[0] != "url.scheme")
-        some = points.setdefault(owner, [[] for _ in totals.metrics])
-        head = protobuf.fixed64(2, int(shot.start_ns[row])) + protobuf.fixed64(3, time_ns)
+        one = descriptions.of(totals.labels[place])
+        some = points.setdefault(one.owner, [[] for _ in totals.metrics])
+        head = protobuf.fixed64(2, int(shot.start_ns[row])) + protobuf.fixed64(3, rows.time_ns)
         for column, metric in enumerate(totals.metrics):
             if not math.isnan(shot.values[row, column]):
-                some[column].append(_point(shot, (row, column), metric.type, told, head))
+                some[column].append(_point(shot, (row, column), metric.type, one, head))
     return b"".join(
         protobuf.of_length(
             1,
@@ -442,20 +475,28 @@ def event_metrics(
     )
 
 
-def _point(shot: EventShot, at: tuple[int, int], kind: str, labels: Labels, head: bytes) -> bytes:
+def _point(shot: EventShot, at: tuple[int, int], kind: str, one: Described, head: bytes) -> bytes:
     row, column = at
     number = float(shot.values[row, column])
     if kind == "histogram":
-        counts = shot.buckets[row]
-        total = int(shot.le[row, -1])
-        return protobuf.of_length(1, _exponential(counts, total, number, labels, head))
+        count = int(shot.le[row, -1])
+        told = protobuf.fixed64(4, count) + protobuf.double(5, number) + _SCALE
+        used = np.flatnonzero(shot.buckets[row])
+        first, last = (int(used[0]), int(used[-1])) if len(used) else (0, -1)
+        buckets = _buckets(first, shot.buckets[row, first : last + 1])
+        return protobuf.of_length(1, one.of_histogram + head + told + buckets)
     value = (
         protobuf.double(4, number)
         if kind == "gauge"
         else protobuf.key(6, 1) + int(number).to_bytes(8, "little", signed=True)
     )
-    told = b"".join(attribute(7, name, one) for name, one in labels)
-    return protobuf.of_length(1, told + head + value)
+    return protobuf.of_length(1, one.of_number + head + value)
+
+
+def _buckets(first: int, counts: Array) -> bytes:
+    """The positive buckets of an exponential histogram from its first that is used."""
+    told = protobuf.signed(1, red.OFFSET + first) + protobuf.packed(2, counts)
+    return protobuf.of_length(8, told)
 
 
 def _of_points(metric: Metric, points: Sequence[bytes], temporality: int) -> bytes:
@@ -469,3 +510,23 @@ def _of_points(metric: Metric, points: Sequence[bytes], temporality: int) -> byt
         "histogram": lambda all_: protobuf.of_length(10, all_ + kind),
     }
     return _metric(metric.name, metric.text, metric.unit, data[metric.type](b"".join(points)))
+
+
+def _histograms(shot: Shot, *, with_max: bool) -> list[bytes]:
+    """Values of ExponentialHistogramDataPoints of scale 3."""
+    used = shot.buckets != 0
+    firsts = np.argmax(used, axis=1).tolist()
+    # Behind the last that is used; a histogram without any has none.
+    ends = np.where(used.any(axis=1), red.BUCKETS - np.argmax(used[:, ::-1], axis=1), 0).tolist()
+    counts, sums = protobuf.fixed64s(shot.count), protobuf.doubles(shot.sum)
+    longest = [_MAX + raw for raw in protobuf.doubles(shot.max)] if with_max else [b""] * len(shot)
+    found = []
+    for row, parts in enumerate(zip(counts, sums, longest, strict=True)):
+        some = shot.buckets[row, firsts[row] : ends[row]]
+        told = _buckets(firsts[row], some) + parts[2]
+        found.append(_COUNT + parts[0] + _SUM + parts[1] + _SCALE + told)
+    return found
+
+
+_COUNT, _SUM, _MAX = protobuf.key(4, 1), protobuf.key(5, 1), protobuf.key(13, 1)
+_SCALE = protobuf.signed(6, red.SCALE)

@@ -95,10 +95,15 @@ class Rows:
         return self.id, first, len(self)
 
     @property
+    def places(self) -> list[int]:
+        """The place of each row in its delivery."""
+        found: list[int] = list(range(len(self))) if self.numbers is None else self.numbers.tolist()
+        return found
+
+    @property
     def row_ids(self) -> list[str]:
         """An id of each row: no other row has it, and the same one sent once more does."""
-        numbers = range(len(self)) if self.numbers is None else self.numbers.tolist()
-        return [f"{self.id}-{number}" for number in numbers]
+        return [f"{self.id}-{place}" for place in self.places]
 
     def take(self, index: Array | slice) -> Rows:
         """The rows at ``index`` (positions, a mask or a slice)."""
