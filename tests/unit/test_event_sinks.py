@@ -109,7 +109,7 @@ def test_documents_and_lines_have_the_fields_alone():
 
     # WHEN
     _, first, *_ = documents(some, histograms=True).decode().splitlines()
-    line, *_ = lines_of(some, "tcp", Distinct()).splitlines()
+    line, *_ = lines_of(some, "tcp", Distinct())
 
     # THEN
     assert json.loads(first)["event.kind"] == "metric"
@@ -336,7 +336,9 @@ def test_a_request_that_is_too_large_is_halved(stub):
 # --- OTLP -------------------------------------------------------------------------------------
 
 
-def metrics_of(body: bytes) -> dict[str, list]:
+def metrics_of(
+    body: bytes, temporality: int = AGGREGATION_TEMPORALITY_CUMULATIVE
+) -> dict[str, list]:
     """Points by the metric's name: attributes, kind of data, point."""
     from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2
 
@@ -348,7 +350,7 @@ def metrics_of(body: bytes) -> dict[str, list]:
             kind = metric.WhichOneof("data")
             data = getattr(metric, kind)
             if kind != "gauge":
-                assert data.aggregation_temporality == AGGREGATION_TEMPORALITY_CUMULATIVE
+                assert data.aggregation_temporality == temporality
             if kind == "sum":
                 assert data.is_monotonic
             for point in data.data_points:
@@ -381,6 +383,22 @@ def test_connections_are_metrics_and_no_logs(stub):
     assert accepts == {"server": 10}
     assert point.start_time_unix_nano == records.TIME_NS - 10**9
     assert point.time_unix_nano == records.TIME_NS + 10**10
+
+
+def test_deltas_of_connections_are_those_of_each_delivery(stub):
+    # GIVEN
+    sink = otlp(stub.url, temporality="delta")
+
+    # WHEN
+    for seconds in (0, 10):
+        sink.send(rows(*connections(seconds)))
+
+    # THEN
+    for one in stub.requests:
+        found = metrics_of(one.body, temporality=1)
+        ((_, _, point, _),) = found["podscope.tcp.connect.duration"]
+        assert point.count == 2
+        assert sum(point.as_int for _, _, point, _ in found["podscope.tcp.accepts"]) == 5
 
 
 def test_a_kill_is_a_metric_and_a_log(stub):
