@@ -119,6 +119,26 @@ def test_settings_go_where_they_belong():
     assert added == ["BPF", "PERFMON", "NET_ADMIN", "SYS_PTRACE"]
 
 
+def test_queues_on_disk_have_room_in_a_pod_or_are_refused(tmp_path):
+    # GIVEN
+    file = tmp_path / "podscope.yaml"
+
+    def made(disk: str, path: str, *settings: str) -> str:
+        queue = f"{{disk: {disk}, path: {path}}}"
+        file.write_text(f"sinks: [{{type: files, path: '-', queue: {queue}}}]\n")
+        pod = manifests.objects(settings=settings, config=str(file))[-1]["spec"]["template"]["spec"]
+        (found,) = (one for one in pod["volumes"] if one["name"] == "queue")
+        return str(found["emptyDir"]["sizeLimit"])
+
+    # WHEN / THEN
+    assert made("1GiB", "/var/lib/podscope/a") == "2Gi"
+    assert made("3GiB", "/var/lib/podscope/a", "queue.size=4Gi") == "4Gi"
+    with pytest.raises(UsageError, match=r"add --set queue\.size=3Gi"):
+        made("2GiB", "/var/lib/podscope/a")
+    with pytest.raises(UsageError, match="only /var/lib/podscope can be written"):
+        made("1GiB", "/data")
+
+
 def configured(*settings: str, config: str = "") -> str:
     """The configuration in the ConfigMap."""
     made = manifests.objects(settings=settings, config=config)

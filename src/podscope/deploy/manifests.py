@@ -17,6 +17,7 @@ from podscope.config import read_file
 from podscope.errors import UsageError
 from podscope.settings import Layer
 from podscope.settings import Setting
+from podscope.settings import Size
 from podscope.settings import decoded
 from podscope.settings import from_yaml
 from podscope.settings import settings_of
@@ -42,6 +43,10 @@ MANAGED = {MANAGED_LABEL: "podscope"}
 # Of agents that run traces.
 TRACES = {"podscope.dev/traces": "true"}
 TRACES_MEMORY = "1536Mi"
+# Where a pod has its queues on disk.
+QUEUES = "/var/lib/podscope"
+# Rows that a server never takes, beside each queue: sinks.delivery says it.
+REFUSED = 16 << 20
 PULL_POLICIES = ("Always", "IfNotPresent", "Never")
 
 Object = dict[str, Any]
@@ -49,6 +54,7 @@ Object = dict[str, Any]
 _DNS_LABEL = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
 _DNS_NAME = rf"{_DNS_LABEL}(\.{_DNS_LABEL})*"
 _QUANTITY = r"[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?"
+_SIZE = r"[0-9]+(Mi|Gi|Ti)"
 _LABEL_KEY = rf"({_DNS_NAME}/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?"
 _LABEL_VALUE = r"([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?"
 _CAPABILITIES = r"[A-Z][A-Z_]*(,[A-Z][A-Z_]*)*"
@@ -81,11 +87,30 @@ def objects(
     if image:
         template["spec"]["containers"][0]["image"] = image
     texts = _configured(made[-2], config, settings)
-    if decoded(from_yaml(made[-2]["data"][CONFIG], config or CONFIG), Config).traces:
+    whole = decoded(from_yaml(made[-2]["data"][CONFIG], config or CONFIG), Config)
+    if whole.traces:
         _let_trace(template)
     for text in texts:
         _set(template["spec"], text)
+    _check_queues(whole, _queue(template["spec"])["sizeLimit"])
     return made
+
+
+def _check_queues(config: Config, quantity: str) -> None:
+    """Raises UsageError for queues on disk that a pod has no room for."""
+    queues = [one.settings.queue for one in config.sinks if one.settings.queue.disk]
+    for queue in queues:
+        if not Path(queue.path).is_relative_to(QUEUES) or queue.path == QUEUES:
+            raise UsageError(
+                f"sinks: queue.path: {queue.path}: in a pod only {QUEUES} can be written: "
+                f"write {QUEUES}/NAME"
+            )
+    most = sum(queue.disk + REFUSED for queue in queues)
+    if most > Size.read(f"{quantity}B"):
+        raise UsageError(
+            f"sinks: queue.disk: with refused rows, all may take {Size(most)}, and a pod that "
+            f"takes more than {quantity} is evicted: add --set queue.size={most // 2**30 + 1}Gi"
+        )
 
 
 def _let_trace(template: Object) -> None:
@@ -200,6 +225,16 @@ def _add_capabilities(pod: Object, _: str, value: str) -> None:
     added += [name for name in value.split(",") if name not in added]
 
 
+def _queue(pod: Object) -> Object:
+    (found,) = (one for one in pod["volumes"] if one["name"] == "queue")
+    directory: Object = found["emptyDir"]
+    return directory
+
+
+def _set_queue_size(pod: Object, _: str, value: str) -> None:
+    _queue(pod)["sizeLimit"] = value
+
+
 # By key: what a value looks like, an example, and where it goes.
 SETTINGS: dict[str, tuple[str, str, Callable[[Object, str, str], None]]] = {
     "imagePullPolicy": ("|".join(PULL_POLICIES), "IfNotPresent", _set_pull_policy),
@@ -210,5 +245,6 @@ SETTINGS: dict[str, tuple[str, str, Callable[[Object, str, str], None]]] = {
     "resources.limits.cpu": (_QUANTITY, "1", _set_resource),
     "resources.limits.memory": (_QUANTITY, "1Gi", _set_resource),
     "nodeSelector.KEY": (_LABEL_VALUE, "web", _set_node_selector),
+    "queue.size": (_SIZE, "4Gi", _set_queue_size),
     "capabilities.add": (_CAPABILITIES, "SYS_PTRACE", _add_capabilities),
 }
