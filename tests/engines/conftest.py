@@ -65,6 +65,13 @@ class Server:
         except ValueError:
             return text
 
+    def ask_raw(self, path: str, body: bytes) -> Any:
+        """The JSON that is answered to lines of JSON."""
+        headers = {"Content-Type": "application/x-ndjson"}
+        request = urllib.request.Request(f"{self.url}{path}", data=body, headers=headers)
+        with urllib.request.urlopen(request, timeout=SECONDS) as answer:
+            return json.loads(answer.read())
+
 
 def free_port() -> int:
     """A port that nobody has now."""

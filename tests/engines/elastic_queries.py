@@ -104,3 +104,45 @@ def numbers(bucket: Object, metric: Object) -> list[float]:
     return [
         number for number in told.get("values", told).values() if isinstance(number, float | int)
     ]
+
+
+def of_visual(state: Object, query: str, begin_ms: int, end_ms: int) -> Object:
+    """The search of a visualization by aggregations (src/plugins/data/common/search/aggs)."""
+    made = body(query, begin_ms, end_ms)
+    metrics = [one for one in state["aggs"] if one["schema"] == "metric"]
+    at = made
+    for one in state["aggs"]:
+        if one["schema"] == "metric":
+            continue
+        params = one["params"]
+        if one["type"] == "date_histogram":
+            agg: Object = {
+                "date_histogram": {
+                    "field": params["field"],
+                    "fixed_interval": f"{INTERVAL_MS}ms",
+                    "min_doc_count": params["min_doc_count"],
+                }
+            }
+        else:
+            order = params["orderBy"]
+            counts = any(one["id"] == order and one["type"] == "count" for one in metrics)
+            by = "_count" if counts else order
+            terms = {"field": params["field"], "size": params["size"]}
+            agg = {"terms": terms | {"order": {by: params["order"]}}}
+            agg["aggs"] = _kibana_metrics(metrics)
+        at.setdefault("aggs", {})[one["id"]] = agg
+        at = agg
+    at.setdefault("aggs", {}).update(_kibana_metrics(metrics))
+    return made
+
+
+def _kibana_metrics(metrics: list[Object]) -> Object:
+    return {
+        one["id"]: {
+            one["type"]: {
+                key: one["params"][key] for key in ("field", "percents") if key in one["params"]
+            }
+        }
+        for one in metrics
+        if one["type"] != "count"
+    }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes recorded.bin: batches of a short run of all sources, for the tests of dashboards.
+"""Makes recorded.bin and traced.jsonl: a short run of all sources, and of scripts, for tests.
 
     sudo .venv/bin/python tests/engines/record.py
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import http.client
 import itertools
+import json
 import os
 import socket
 import struct
@@ -36,6 +37,9 @@ from podscope.sources.tcp import EVENTS
 from podscope.sources.tcp import TcpOptions
 
 OUT = Path(__file__).with_name("recorded.bin")
+TRACED = Path(__file__).with_name("traced.jsonl")
+SCRIPTS = ("tcpaccept", "tcplife", "tcpstate", "tcpwin")
+MOST_ROWS = 25
 DEMO = Path(__file__).parents[2] / "demo"
 KINDS = ("http", "request", "oom", "listen", "tcp", "tcp_event", "dns", "dns_lookup")
 SECONDS = 14
@@ -134,6 +138,7 @@ def main() -> None:
             one.wait()
         time.sleep(0.1)
         os.rmdir(memory)
+    trace()
     whose = {one.pid: name for name, one in running.items()} | {os.getpid(): "api"}
     kept = [told(batch, whose) for batch in batches]
     OUT.write_bytes(b"".join(map(wire.packed, chosen(kept))))
@@ -164,9 +169,36 @@ def ask(host: str) -> None:
             time.sleep(0.02)
 
 
+def trace() -> None:
+    """Rows that scripts print of a little traffic."""
+    stop = threading.Event()
+    threading.Thread(target=talk, args=(stop,)).start()
+    lines = []
+    for name in SCRIPTS:
+        command = [sys.executable, "-m", "podscope", "run", name, "-o", "json", "--deadline", "5s"]
+        told = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
+        rows = [json.loads(line) for line in told.splitlines()][:MOST_ROWS]
+        lines += [json.dumps({"script": name, "row": row}) + "\n" for row in rows]
+    stop.set()
+    TRACED.write_text("".join(lines))
+
+
+def talk(stop: threading.Event) -> None:
+    """Connections that come, say something, and go."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        while not stop.wait(0.1):
+            one = socket.create_connection(listener.getsockname())
+            other, _ = listener.accept()
+            with one, other:
+                one.sendall(b"x" * 3000)
+                other.recv(3000)
+                other.sendall(b"y" * 100)
+                one.recv(100)
+
+
 def order() -> None:
     """Requests of clients of the recorder's own, until some of them have failed."""
-    time.sleep(1)
+    time.sleep(4)
     wanted = {("/v1/orders", 18081, 503), ("/token", 18082, 401)}
     for path, port, status in wanted:
         told = 0

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import functools
 import io
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -50,3 +52,8 @@ def quantile(counts: npt.NDArray[np.uint64], share: float) -> float:
     bounds = (0.0, *red.CLASSIC_BOUNDS)
     part = (rank - before) / (float(cumulative[place]) - before)
     return bounds[place] + part * (bounds[place + 1] - bounds[place])
+
+
+def traced() -> list[dict[str, Any]]:
+    """Rows that scripts printed, each with its script."""
+    return [json.loads(line) for line in FILE.with_name("traced.jsonl").open()]

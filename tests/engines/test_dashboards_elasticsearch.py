@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every query of Grafana's dashboards for Elasticsearch, asked of servers with a recorded run."""
+"""Every query of the dashboards for Elasticsearch, asked of servers that hold a recorded run.
+
+Grafana's, and those of Kibana and OpenSearch Dashboards.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,9 @@ from grafana_queries import substituted
 from grafana_queries import variables
 
 from conftest import Server
+from podscope.dashboards import files
+from podscope.dashboards import kibana
+from podscope.dashboards import shippers
 from podscope.settings import Url
 from podscope.sinks import elastic_templates
 from podscope.sinks.elasticsearch import Elasticsearch
@@ -32,6 +38,7 @@ INDEX = ",".join(
     (
         *(f"podscope-{kind}-dashboards" for kind in ("http", "services", "requests")),
         "podscope-events-*.dashboards",
+        "podscope-trace-*-dashboards",
     )
 )
 RESOURCE = {"host.name": "node-1", "k8s.cluster.name": "test"}
@@ -50,8 +57,34 @@ def place(request: Any) -> Place:
         for rows in of_batches(recorded.batches(time_ns), resource=RESOURCE, also_by=sink.also_by):
             sink.send(rows)
     sink.close()
+    if has_pipelines(server):
+        fill_traces(server, end // 10**9 - 30)
     server.ask(f"/{INDEX}/_refresh", method="POST")
     return server, begin // 10**6, end // 10**6
+
+
+def fill_traces(server: Server, seconds: int) -> None:
+    """Rows of scripts, by the pipelines."""
+    for asset in shippers.assets(files.kinds_of_rows(), "dashboards"):
+        assert server.ask(asset.path, asset.body, method="PUT")["acknowledged"]
+    for script in {one["script"] for one in recorded.traced()}:
+        rows = [one["row"] for one in recorded.traced() if one["script"] == script]
+        lines = []
+        for place, row in enumerate(rows):
+            log = {"offset": place, "file": {"path": script}}
+            node = {"node": {"name": "node-1"}}
+            event = {"message": json.dumps(row | {"time": seconds}), "log": log, "kubernetes": node}
+            lines += ['{"create":{}}', json.dumps({"@timestamp": 0, **event})]
+        pipeline = shippers.script_pipeline(script)
+        path = f"/podscope-events-unread.dashboards/_bulk?pipeline={pipeline}"
+        told = server.ask_raw(path, "".join(f"{line}\n" for line in lines).encode())
+        assert not told["errors"], told
+
+
+def has_pipelines(server: Server) -> bool:
+    """Whether the server has the processors of the pipelines."""
+    told = server.ask("/_nodes/ingest")["nodes"].values()
+    return any(one["type"] == "script" for node in told for one in node["ingest"]["processors"])
 
 
 def search(place: Place, target: dict[str, Any], values: dict[str, str]) -> dict[str, Any]:
@@ -197,3 +230,44 @@ def leaf_names(properties: dict[str, Any], above: str = "") -> list[str]:
         whole = f"{above}{name}"
         found += leaf_names(one["properties"], f"{whole}.") if "properties" in one else [whole]
     return found
+
+
+# --- Kibana and OpenSearch Dashboards ---------------------------------------------------------
+
+SAVED = {one["id"]: one for one in kibana.objects()}
+SHOWN = [
+    (page["id"], reference["id"])
+    for page in SAVED.values()
+    if page["type"] == "dashboard"
+    for reference in page["references"]
+]
+
+
+@pytest.mark.parametrize(("page", "name"), SHOWN, ids=lambda name: name)
+def test_every_saved_object_has_rows(place, page, name):
+    # GIVEN
+    server, begin, end = place
+    if page == "podscope-trace" and not has_pipelines(server):
+        pytest.skip("this distribution of the server has no pipelines (module ingest-common)")
+    attributes = SAVED[name]["attributes"]
+    source = json.loads(attributes["kibanaSavedObjectMeta"]["searchSourceJSON"])
+    (pattern,) = SAVED[name]["references"]
+    index = SAVED[pattern["id"]]["attributes"]["title"].replace("*", "*dashboards")
+
+    # WHEN
+    if SAVED[name]["type"] == "search":
+        body = elastic_queries.body(source["query"]["query"], begin, end) | {"size": 500}
+        hits = server.ask(f"/{index}/_search", body)["hits"]["hits"]
+        fields = set().union(*(hit["_source"] for hit in hits))
+        assert set(attributes["columns"]) <= fields
+        return
+    state = json.loads(attributes["visState"])
+    body = elastic_queries.of_visual(state, source["query"]["query"], begin, end)
+    told = server.ask(f"/{index}/_search", body)
+
+    # THEN
+    assert "error" not in told and not told["_shards"].get("failures"), told
+    groups = [one["id"] for one in state["aggs"] if one["schema"] != "metric"]
+    buckets = elastic_queries.leaves(told, groups)
+    for metric in (one for one in state["aggs"] if one["schema"] == "metric"):
+        assert any(elastic_queries.numbers(bucket, metric) for bucket in buckets), told

@@ -155,3 +155,40 @@ def test_every_query_belongs_to_a_panel():
         assert set(source.targets) <= keys
         assert set(source.columns) <= set(source.targets)
     assert keys == set().union(*(source.targets for source in files.SOURCES))
+
+
+# --- Kibana -----------------------------------------------------------------------------------
+
+
+def test_saved_objects_refer_to_objects_of_the_same_file():
+    # GIVEN
+    saved = [
+        json.loads(line) for line in files.files("kibana")["kibana/podscope.ndjson"].splitlines()
+    ]
+    known = {(one["type"], one["id"]) for one in saved}
+
+    # WHEN
+    references = {(to["type"], to["id"]) for one in saved for to in one["references"]}
+
+    # THEN
+    assert len(known) == len(saved)
+    assert references <= known
+    shown = {one for one in known if one[0] in ("visualization", "search")}
+    assert shown <= references
+
+
+def test_panels_of_saved_dashboards_are_those_they_refer_to_and_do_not_overlap():
+    for one in map(json.loads, files.files("kibana")["kibana/podscope.ndjson"].splitlines()):
+        if one["type"] != "dashboard":
+            continue
+        panels = json.loads(one["attributes"]["panelsJSON"])
+        assert [panel["panelRefName"] for panel in panels] == [
+            to["name"] for to in one["references"]
+        ]
+        cells = [
+            (x, y)
+            for panel in panels
+            for x in range(panel["gridData"]["x"], panel["gridData"]["x"] + panel["gridData"]["w"])
+            for y in range(panel["gridData"]["y"], panel["gridData"]["y"] + panel["gridData"]["h"])
+        ]
+        assert len(set(cells)) == len(cells) and max(x for x, _ in cells) < 48

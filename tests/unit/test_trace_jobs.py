@@ -211,3 +211,13 @@ def test_why_a_job_failed_is_told():
     failed = {"type": "Failed", "status": "True", "reason": "DeadlineExceeded", "message": "late"}
     assert kept.why_failed({"status": {"conditions": [failed]}}) == "DeadlineExceeded: late"
     assert kept.why_failed({}) == ""
+
+
+def test_a_job_for_log_shippers_has_the_label_of_its_rows_and_writes_them():
+    # GIVEN / WHEN
+    spec = made(rows="tcplife")["spec"]["template"]
+
+    # THEN
+    assert spec["metadata"]["labels"][jobs.ROWS_LABEL] == "tcplife"
+    arguments = spec["spec"]["containers"][0]["args"]
+    assert arguments[arguments.index("--form") + 1] == "json"

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import argparse
 
 HELP = "Write dashboards for the servers that rows go to; without --out, list the files."
-KINDS = ("grafana",)
+KINDS = ("grafana", "kibana", "filebeat")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -19,6 +19,7 @@ from podscope.errors import UsageError
 if TYPE_CHECKING:
     import argparse
 
+    from podscope.sinks.elastic_templates import Asset
     from podscope.sinks.plugin import SinkSettings
 
 HELP = "Prepare the servers of the configuration's sinks: templates, types, retention."
@@ -34,6 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="make what is missing or old",
     )
     add_config(parser)
+    parser.add_argument(
+        "--pipelines",
+        action="store_true",
+        help="also what log shippers need: templates of all rows, and ingest pipelines",
+    )
     parser.add_argument(
         "--dry-run", action="store_true", help="only print what would be made; asks no server"
     )
@@ -52,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     failed = False
     for settings in chosen:
         try:
-            for line in _lines(settings, events(config), dry_run=args.dry_run):
+            for line in _lines(settings, events(config), args):
                 print(line, flush=True)
         except PodscopeError as error:
             print(f"podscope: sink {settings.title}: {error}", file=sys.stderr)
@@ -64,7 +70,7 @@ def _is_elastic(settings: SinkSettings) -> bool:
     return settings.type in ("elasticsearch", "opensearch")
 
 
-def _lines(settings: Any, others: Sequence[str], *, dry_run: bool) -> Iterator[str]:
+def _lines(settings: Any, others: Sequence[str], args: argparse.Namespace) -> Iterator[str]:
     from podscope import schema
     from podscope import schema_metrics
     from podscope.sinks import elasticsearch
@@ -75,13 +81,20 @@ def _lines(settings: Any, others: Sequence[str], *, dry_run: bool) -> Iterator[s
     services = schema.told(schema.HTTP, BY_SERVICE)
     kinds = {"http": schema.HTTP, SERVICE: services, "request": schema.REQUEST}
     kinds |= {kind: fields_of(kind) for kind in others} | {"lost": schema_metrics.LOST}
-    if not dry_run:
-        for line in elasticsearch.setup(settings, kinds):
+    more: Sequence[Asset] = ()
+    if args.pipelines:
+        from podscope.dashboards import files
+        from podscope.dashboards import shippers
+
+        kinds = files.kinds_of_rows() | kinds
+        more = shippers.assets(kinds, settings.dataset)
+    if not args.dry_run:
+        for line in elasticsearch.setup(settings, kinds, more):
             yield f"{settings.title}: {line}"
         return
     sink = elasticsearch.Elasticsearch(settings)
-    for kind, fields in kinds.items():
-        for asset in sink.assets(kind, fields):
-            yield f"PUT {asset.path}"
-            yield json.dumps(asset.body, indent=2)
+    made = [asset for kind, fields in kinds.items() for asset in sink.assets(kind, fields)]
+    for asset in (*made, *more):
+        yield f"PUT {asset.path}"
+        yield json.dumps(asset.body, indent=2)
     sink.close()

@@ -8,7 +8,12 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
 
+import msgspec
+
+from podscope import schema
 from podscope.dashboards import grafana
+from podscope.dashboards import kibana
+from podscope.dashboards import shippers
 from podscope.dashboards.elastic import ELASTICSEARCH
 from podscope.dashboards.flux import FLUX
 from podscope.dashboards.influxql import INFLUXQL
@@ -16,6 +21,8 @@ from podscope.dashboards.panels import BOARDS
 from podscope.dashboards.panels import Object
 from podscope.dashboards.panels import Source
 from podscope.dashboards.promql import PROMETHEUS
+from podscope.schema import Field
+from podscope.sources import source as sources
 
 SOURCES: tuple[Source, ...] = (PROMETHEUS, INFLUXQL, FLUX, ELASTICSEARCH)
 
@@ -33,8 +40,25 @@ def as_json(made: Object) -> str:
     return json.dumps(made, indent=2, ensure_ascii=False) + "\n"
 
 
+def _filebeat() -> Iterator[tuple[str, str]]:
+    yield "filebeat.yml", HEAD + msgspec.yaml.encode(shippers.filebeat()).decode()
+    for asset in shippers.assets(kinds_of_rows()):
+        yield f"{asset.path.strip('/').removeprefix('_')}.json", as_json(asset.body)
+
+
+def kinds_of_rows() -> dict[str, tuple[Field, ...]]:
+    """The fields of all kinds of rows that agents write."""
+    others = {kind: sources.fields_of(kind) for kind in sources.kinds()}
+    return {"http": schema.HTTP, "request": schema.REQUEST, **others}
+
+
+HEAD = "# SPDX-License-Identifier: Apache-2.0\n"
 # By what they are for.
-_MAKERS: Mapping[str, Callable[[], Iterator[tuple[str, str]]]] = {"grafana": _grafana}
+_MAKERS: Mapping[str, Callable[[], Iterator[tuple[str, str]]]] = {
+    "grafana": _grafana,
+    "kibana": lambda: iter([("podscope.ndjson", kibana.ndjson())]),
+    "filebeat": _filebeat,
+}
 KINDS = tuple(_MAKERS)
 
 

@@ -183,7 +183,7 @@ class Elasticsearch:
         try:
             _, *made = self.assets(kind, fields, before)
             for asset in made:
-                self._put(asset)
+                self.put(asset)
         except Refused as error:
             # Only a try tells: distributions differ in their modules.
             if _NO_HISTOGRAM not in str(error) or not self._can.histograms:
@@ -192,7 +192,8 @@ class Elasticsearch:
             return self._put_templates(kind, fields, before)
         return made
 
-    def _put(self, asset: templates.Asset) -> None:
+    def put(self, asset: templates.Asset) -> None:
+        """Makes an object, or changes it; raises Unavailable or Refused."""
         body = msgspec.json.encode(asset.body)
         answer = self._client.send("PUT", asset.path, body, headers={"Content-Type": JSON})
         if not answer.is_success:
@@ -207,7 +208,7 @@ class Elasticsearch:
         if answer.is_success:
             # Whoever has changed it may go on doing so.
             return f"{asset.path} is there already"
-        self._put(asset)
+        self.put(asset)
         return f"{asset.path} made"
 
     def _roll_over(self, name: str) -> Iterator[str]:
@@ -219,12 +220,23 @@ class Elasticsearch:
             yield f"/{name} rolled over"
 
 
-def setup(settings: ElasticsearchSettings, kinds: Mapping[str, Sequence[Field]]) -> Iterator[str]:
-    """Prepares a server for some kinds of rows; tells of what is made. Raises PodscopeError."""
+def setup(
+    settings: ElasticsearchSettings,
+    kinds: Mapping[str, Sequence[Field]],
+    more: Sequence[templates.Asset] = (),
+) -> Iterator[str]:
+    """Prepares a server for some kinds of rows, and makes ``more``; tells of what is made.
+
+    Raises:
+        PodscopeError: the server cannot, or does not let us.
+    """
     sink = Elasticsearch(settings)
     try:
         for kind, fields in kinds.items():
             yield from sink.prepare(kind, fields)
+        for asset in more:
+            sink.put(asset)
+            yield f"{asset.path} made"
     except (Unavailable, Refused) as error:
         raise PodscopeError(str(error)) from None
     finally:

@@ -20,6 +20,9 @@ from podscope.identity.kubernetes_objects import Pod
 Object = dict[str, Any]
 
 TRACE_LABEL = "podscope.dev/trace"
+# Of pods whose log has a script's rows, one JSON object a line: by it log shippers find them, and
+# know what the rows are (podscope.dashboards.shippers).
+ROWS_LABEL = "podscope.dev/rows"
 TARGET_ANNOTATION = "podscope.dev/target"
 TITLE_ANNOTATION = "podscope.dev/program"
 NODE_ANNOTATION = "podscope.dev/node"
@@ -64,6 +67,8 @@ class Request:
         by_pod: keep maps apart by pod.
         environment: variables for bpftrace.
         ttl: how long results are kept after the end.
+        rows: name of the script whose rows the log is to hold, for log shippers; empty: it holds
+            what ``podscope get`` reads.
     """
 
     name: str
@@ -83,6 +88,7 @@ class Request:
     unsafe: bool = False
     by_pod: bool = False
     environment: tuple[tuple[str, str], ...] = ()
+    rows: str = ""
 
 
 def on_nodes(nodes: Iterable[str]) -> tuple[Part, ...]:
@@ -171,6 +177,7 @@ def job(request: Request, part: Part, owner: Object | None = None) -> Object:
         owner: the trace's first Job, which takes this one with it; None: this is the first.
     """
     marks = {**_LABELS, TRACE_LABEL: request.name}
+    marks |= {ROWS_LABEL: request.rows} if request.rows else {}
     about: Object = {
         "name": job_name(request, part),
         "namespace": request.namespace,
@@ -266,7 +273,8 @@ def arguments(request: Request, part: Part) -> list[str]:
 
 def words(request: Request, part: Part) -> list[str]:
     """What ``podscope`` is started with on the node, in a Job or by an agent."""
-    made = ["run", f"--eval={request.program}", "--form", "snapshots"]
+    form = "json" if request.rows else "snapshots"
+    made = ["run", f"--eval={request.program}", "--form", form]
     made += ["--interval", f"{round(request.interval * 1000)}ms"]
     made += ["--deadline", f"{round(request.deadline)}s"]
     made += ["--deadline-grace-period", f"{round(request.grace)}s"]
