@@ -269,11 +269,19 @@ def _events() -> dict[str, tuple[Object, ...]]:
             _rate(tcp, "podscope.tcp.sent", workload, "sent"),
             _rate(tcp, "podscope.tcp.received", workload, "received"),
         ),
+        "tcp.connect": (
+            _ratio(
+                tcp, "podscope.tcp.connect.duration.sum", "podscope.tcp.connects.value", workload
+            ),
+        ),
         "tcp.life": (
             _ratio(tcp, "podscope.tcp.duration.sum", "podscope.tcp.duration.count", workload),
         ),
         "tcp.table": (_newest(_where("tcp_event", _POD)),),
-        "dns.rate": (_rate(dns, _COUNT, ("podscope.dns.response_code",)),),
+        # Servers tell of the same lookups once more.
+        "dns.rate": (
+            _rate(_where("dns", _POD, _CLIENTS), _COUNT, ("podscope.dns.response_code",)),
+        ),
         "dns.errors": (_errors(dns, _COUNT, workload),),
         "dns.duration": (_ratio(dns, "duration.sum", _COUNT, workload),),
         "dns.table": (
@@ -334,8 +342,8 @@ COLUMNS = {
         "k8s.container.name": "Container",
         "podscope.process.comm": "Process",
         "podscope.oom.scope": "Scope",
-        "podscope.oom.limit": "Limit",
-        "process.memory.usage": "Resident",
+        "podscope.oom.limit": "Memory limit",
+        "process.memory.usage": "Resident memory",
         "podscope.oom.trigger.comm": "Triggered by",
     },
     "listen.table": {

@@ -310,9 +310,13 @@ def _events() -> dict[str, tuple[Object, ...]]:
             total("tcp", "podscope.tcp.sent", workload, "sent"),
             total("tcp", "podscope.tcp.received", workload, "received"),
         ),
+        "tcp.connect": (
+            share("tcp", "podscope.tcp.connect.duration.sum", "podscope.tcp.connects"),
+        ),
         "tcp.life": (share("tcp", "podscope.tcp.duration.sum", "podscope.tcp.duration.count"),),
         "tcp.table": (_table("tcp_event", "tcp.table", _POD),),
-        "dns.rate": (total("dns", "count", ("podscope.dns.response_code",)),),
+        # Servers tell of the same lookups once more.
+        "dns.rate": (_sum(_rows("dns", _COUNT, _POD, _CLIENTS), ("podscope.dns.response_code",)),),
         "dns.errors": (_ratio(failed, _rows("dns", _COUNT, _POD), workload),),
         "dns.duration": (_mean("dns", _POD, workload),),
         "dns.table": (_table("dns", "dns.table", _POD, _FAILED),),

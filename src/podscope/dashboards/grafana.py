@@ -228,7 +228,13 @@ def _table(panel: Panel) -> Object:
     return {
         "fieldConfig": {
             "defaults": {"unit": panel.unit, "custom": {"align": "auto", "filterable": True}},
-            "overrides": [],
+            "overrides": [
+                {
+                    "matcher": {"id": "byName", "options": title},
+                    "properties": [{"id": "unit", "value": unit}],
+                }
+                for title, unit in _UNITS.items()
+            ],
         },
         "options": {
             "showHeader": True,
@@ -238,4 +244,13 @@ def _table(panel: Panel) -> Object:
     }
 
 
+# Of columns, by their titles.
+_UNITS = {
+    "Memory limit": "bytes",
+    "Resident memory": "bytes",
+    "Duration (s)": "s",
+    "Duration (ns)": "ns",
+    # A port is a number without thousands.
+    **dict.fromkeys(("Port", "Source port", "Peer's port", "Status"), "none"),
+}
 _VIEWS = {"timeseries": _timeseries, "stat": _stat, "table": _table}

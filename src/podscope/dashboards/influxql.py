@@ -209,6 +209,15 @@ def _events() -> dict[str, tuple[Object, ...]]:
             rate("podscope.tcp.sent", tcp, workload, "sent"),
             rate("podscope.tcp.received", tcp, workload, "received"),
         ),
+        "tcp.connect": (
+            _lines(
+                'sum("podscope.tcp.connect.duration.sum") / sum("podscope.tcp.connects")',
+                tcp,
+                f'{where} AND "podscope.tcp.connects" > 0',
+                workload,
+                "none",
+            ),
+        ),
         "tcp.life": (
             _lines(
                 'sum("podscope.tcp.duration.sum") / sum("podscope.tcp.duration.count")',
@@ -219,7 +228,15 @@ def _events() -> dict[str, tuple[Object, ...]]:
             ),
         ),
         "tcp.table": (newest("tcp.table", _measurement("tcp_event")),),
-        "dns.rate": (rate("count", dns, ("podscope.dns.response_code",)),),
+        # Servers tell of the same lookups once more.
+        "dns.rate": (
+            _lines(
+                f"{_TOTAL} {_A_SECOND}",
+                dns,
+                f"{where} AND {_CLIENTS}",
+                ("podscope.dns.response_code",),
+            ),
+        ),
         "dns.errors": (_errors("dns", _POD, workload),),
         "dns.duration": (_lines(f'sum("duration.sum") / {_TOTAL}', dns, where, workload, "none"),),
         "dns.table": (
@@ -281,8 +298,8 @@ COLUMNS = {
         "k8s.container.name": "Container",
         "podscope.process.comm": "Process",
         "podscope.oom.scope": "Scope",
-        "podscope.oom.limit": "Limit",
-        "process.memory.usage": "Resident",
+        "podscope.oom.limit": "Memory limit",
+        "process.memory.usage": "Resident memory",
         "podscope.oom.trigger.comm": "Triggered by",
     },
     "listen.table": {

@@ -273,7 +273,7 @@ EVENTS = Board(
             "Kills for memory",
             (
                 Panel("oom.kills", "OOM kills by workload", NUMBER, "Of each interval."),
-                Panel("oom.table", "OOM kills", BYTES, "The newest.", _TABLE, 16, "Time"),
+                Panel("oom.table", "OOM kills", NUMBER, "The newest.", _TABLE, 16, "Time"),
             ),
         ),
         Section(
@@ -303,6 +303,7 @@ EVENTS = Board(
                 Panel("tcp.resets", "Resets", PER_SECOND, "Sent and received."),
                 Panel("tcp.retransmits", "Segments sent again", PER_SECOND, "By workload."),
                 Panel("tcp.bytes", "Payload", BYTES_PER_SECOND, "Sent and received."),
+                Panel("tcp.connect", "Duration of connects", SECONDS, "The mean, by workload."),
                 Panel("tcp.life", "Life of connections", SECONDS, "The mean, as they end."),
                 Panel("tcp.table", "Events of TCP", NUMBER, "The newest.", _TABLE, 24, "Time"),
             ),

@@ -165,6 +165,76 @@ def _pod() -> dict[str, tuple[Object, ...]]:
     }
 
 
+def _events() -> dict[str, tuple[Object, ...]]:
+    where, clients = _where(_POD), _where(_POD, 'side="client"')
+    workload, listener = ("k8s_namespace_name", "service_name"), ("k8s_pod_name", "server_port")
+    of_workload, of_listener = (
+        "{{k8s_namespace_name}}/{{service_name}}",
+        "/".join(f"{{{{{name}}}}}" for name in listener),
+    )
+
+    def rate(metric: str, by: Sequence[str], legend: str) -> Object:
+        names = ", ".join(by)
+        return _range(f"sum by ({names}) (rate({metric}_total{where}[$__rate_interval]))", legend)
+
+    def mean(metric: str, by: Sequence[str]) -> str:
+        names = ", ".join(by)
+        seconds, count = (
+            f"sum by ({names}) (rate({metric}_{part}{clients}[$__rate_interval]))"
+            for part in ("sum", "count")
+        )
+        return f"{seconds} / ({count} > 0)"
+
+    lookups = "podscope_dns_lookups_total"
+    asked = f"rate({lookups}{clients}[$__rate_interval])"
+    failed = _where(_POD, 'side="client",error_type!=""')
+    names = ", ".join(workload)
+    whole = f"sum by ({names}) ({asked})"
+    bad = f"sum by ({names}) (rate({lookups}{failed}[$__rate_interval]))"
+    kills = f"increase(podscope_oom_kills_total{where}"
+    usage = f"podscope_listen_queue_usage_ratio{where}"
+
+    def top(key: str, query: str) -> Object:
+        labels = ", ".join(name for name in COLUMNS[key] if name != "Value")
+        return _table(f"topk({_MOST}, {query.replace('LABELS', labels)})")
+
+    return {
+        "oom.kills": (_range(f"sum by ({names}) ({kills}[$__rate_interval]))", of_workload),),
+        "oom.table": (top("oom.table", f"sum by (LABELS) ({kills}[$__range])) > 0"),),
+        "listen.usage": (_range(f"max by ({', '.join(listener)}) ({usage})", of_listener),),
+        "listen.drops": (rate("podscope_listen_drops", listener, of_listener),),
+        "listen.overflows": (rate("podscope_listen_overflows", listener, of_listener),),
+        "listen.table": (top("listen.table", f"max by (LABELS) ({usage})"),),
+        "tcp.opened": (
+            rate("podscope_tcp_connects", workload, f"{of_workload} connect"),
+            rate("podscope_tcp_accepts", workload, f"{of_workload} accept"),
+        ),
+        "tcp.failed": (rate("podscope_tcp_connects_failed", workload, of_workload),),
+        "tcp.resets": (
+            rate("podscope_tcp_resets_sent", workload, f"{of_workload} sent"),
+            rate("podscope_tcp_resets_received", workload, f"{of_workload} received"),
+        ),
+        "tcp.retransmits": (rate("podscope_tcp_retransmits", workload, of_workload),),
+        "tcp.bytes": (
+            rate("podscope_tcp_sent_bytes", workload, f"{of_workload} sent"),
+            rate("podscope_tcp_received_bytes", workload, f"{of_workload} received"),
+        ),
+        "tcp.connect": (
+            _range(mean("podscope_tcp_connect_duration_seconds", workload), of_workload),
+        ),
+        # Servers tell of the same lookups once more.
+        "dns.rate": (
+            _range(
+                f'sum by (error_type) (label_replace({asked}, "error_type", "NOERROR", '
+                '"error_type", ""))',
+                "{{error_type}}",
+            ),
+        ),
+        "dns.errors": (_range(f"({bad} or 0 * {whole}) / ({whole} > 0)", of_workload),),
+        "dns.duration": (_range(mean("dns_lookup_duration_seconds", workload), of_workload),),
+    }
+
+
 def _agent() -> dict[str, tuple[Object, ...]]:
     where = _where(_AGENT)
 
@@ -213,6 +283,38 @@ def _values(name: str, metric: str, *above: str) -> Object:
     return {"query": f"label_values({where}, {LABELS[name]})", "refId": name}
 
 
+COLUMNS = {
+    "top.errors": {
+        "k8s_namespace_name": "Namespace",
+        "service_name": "Workload",
+        "http_request_method": "Method",
+        "http_route": "Route",
+        "error_type": "Error",
+        "Value": "Requests",
+    },
+    "top.routes": {
+        "k8s_namespace_name": "Namespace",
+        "service_name": "Workload",
+        "http_route": "Route",
+        "Value": "99th percentile",
+    },
+    "oom.table": {
+        "k8s_namespace_name": "Namespace",
+        "k8s_pod_name": "Pod",
+        "k8s_container_name": "Container",
+        "podscope_oom_scope": "Scope",
+        "Value": "Kills",
+    },
+    "listen.table": {
+        "k8s_namespace_name": "Namespace",
+        "k8s_pod_name": "Pod",
+        "process_executable_name": "Process",
+        "server_port": "Port",
+        "Value": "Most",
+    },
+    "lost.table": {"instance": "Agent", "reason": "Reason", "Value": "Exchanges"},
+}
+
 PROMETHEUS = Source(
     name="prometheus",
     title="Prometheus",
@@ -224,6 +326,7 @@ PROMETHEUS = Source(
         **_red("service", SERVICE, _SERVICE, ("k8s_namespace_name", "k8s_service_name")),
         **_worst(),
         **_pod(),
+        **_events(),
         **_agent(),
     },
     variables={
@@ -236,21 +339,5 @@ PROMETHEUS = Source(
         "instance": _values("instance", "podscope_agent_series", "cluster"),
     },
     all_values=dict.fromkeys(LABELS, ".*"),
-    columns={
-        "top.errors": {
-            "k8s_namespace_name": "Namespace",
-            "service_name": "Workload",
-            "http_request_method": "Method",
-            "http_route": "Route",
-            "error_type": "Error",
-            "Value": "Requests",
-        },
-        "top.routes": {
-            "k8s_namespace_name": "Namespace",
-            "service_name": "Workload",
-            "http_route": "Route",
-            "Value": "99th percentile",
-        },
-        "lost.table": {"instance": "Agent", "reason": "Reason", "Value": "Exchanges"},
-    },
+    columns=COLUMNS,
 )
