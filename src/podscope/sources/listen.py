@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Collection
 from collections.abc import Mapping
@@ -91,7 +92,7 @@ class ListenSource:
         if "listen_drop" in kinds:
             self._object = _with_drops(self._options.ring_bytes)
         else:
-            self._object = load_newest("listen", lambda _: None)
+            self._object = load_newest("listen", _without_drops)
         try:
             self._record = self._object.dtype("listen_row")
             self._row = np.dtype([*_members(self._record), ("overflows", "i8"), ("event", "u1")])
@@ -179,6 +180,10 @@ def _with_drops(ring_bytes: int) -> BpfObject:
         "single drops: this kernel has no fentry and no kprobes at tcp_conn_request(), or denies "
         "them: watch listeners, whose rows count drops"
     )
+
+
+def _without_drops(program: BpfObject) -> None:
+    program.resize_map("drops", mmap.PAGESIZE)
 
 
 def _one_way(programs: Sequence[str], ring_bytes: int) -> BpfObject:

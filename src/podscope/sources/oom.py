@@ -41,7 +41,7 @@ class OomOptions:
         ring_bytes: size of the ring, a power of two; a kill takes two kilobytes.
     """
 
-    ring_bytes: int = 1 << 20
+    ring_bytes: int = 1 << 19
 
 
 class OomSource:
