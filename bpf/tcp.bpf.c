@@ -151,7 +151,6 @@ static __always_inline void begin_with(struct tcp_event *event, const struct soc
 				       const struct connection *connection, struct sock_head *head)
 {
 	__builtin_memset(event, 0, sizeof(*event));
-	event->time_ns = bpf_ktime_get_ns();
 	event->state = sock_head_get(head, u8, skc_state);
 	event->fin = sock_head_get(head, unsigned long, skc_flags) >> SOCK_DONE & 1;
 	read_owner(event, sk, connection);
@@ -165,18 +164,20 @@ static __always_inline void begin(struct tcp_event *event, const struct sock *sk
 
 	sock_head_read(&head, sk);
 	begin_with(event, sk, connection, &head);
+	event->time_ns = bpf_ktime_get_ns();
 	event->what = what;
 }
 
 /* The same of a socket that the verifier knows to be one. */
 static __always_inline void known_begin(struct tcp_event *event, const struct sock *sk,
-					const struct connection *connection, u8 what)
+					const struct connection *connection, u64 now)
 {
 	struct sock_head head;
 
 	known_sock_head_read(&head, sk);
 	begin_with(event, sk, connection, &head);
-	event->what = what;
+	event->time_ns = now;
+	event->what = TCP_STATE;
 }
 
 static __always_inline void send(struct tcp_event *event)
@@ -403,7 +404,7 @@ int BPF_PROG(tcp_state, struct sock *sk, int old, int new)
 	if (!is_wanted(TCP_STATE) && !here)
 		return 0;
 	connection = connection_of(sk);
-	known_begin(&event, sk, connection, TCP_STATE);
+	known_begin(&event, sk, connection, bpf_ktime_get_ns());
 	event.old_state = old;
 	event.state = new;
 	/* the process is at work itself, and noted in a moment */
@@ -472,7 +473,8 @@ static __always_inline void accepted(struct bpf_sock *sk)
 	}
 	if (bpf_map_update_elem(&connections, &key, &connection, BPF_ANY))
 		__sync_fetch_and_add(&connections_full, 1);
-	known_begin(&event, (void *)tcp, &connection, TCP_ACCEPT);
+	known_begin(&event, (void *)tcp, &connection, connection.opened_ns);
+	event.what = TCP_ACCEPT;
 	add(sums_of(&event), accepts, 1);
 	if (!is_wanted(TCP_ACCEPT))
 		return;
@@ -497,7 +499,7 @@ static __always_inline void changes(struct bpf_sock *ops_sk, u32 old, u32 new)
 	if (!sk)
 		return;
 	connection = connection_of(sk);
-	known_begin(&event, sk, connection, TCP_STATE);
+	known_begin(&event, sk, connection, bpf_ktime_get_ns());
 	event.state = new;
 	changed(&event, sk, connection, old, new);
 	if (new == BPF_TCP_CLOSE && !is_wanted(TCP_STATE)) /* which tells whose it was */
