@@ -15,12 +15,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from dataclasses import field
 from difflib import get_close_matches
+from typing import Annotated
 from typing import Any
 from typing import ClassVar
 from typing import Literal
 from typing import Protocol
 from typing import Self
 from typing import TypeVar
+from typing import get_args
 from typing import get_origin
 from typing import runtime_checkable
 from urllib.parse import urlsplit
@@ -50,6 +52,7 @@ _WORDS = {
     "object": "keys with values",
     "null": "nothing",
 }
+_NO_CHOICE = re.compile(r"Invalid enum value ('[^']*'|\S+)")
 _MOST_SECRET = 1 << 16
 _SIZE = re.compile(r"([0-9]{1,15})(k|M|G|T|Ki|Mi|Gi|Ti)?B?")
 _FACTORS = {"": 1} | {
@@ -424,8 +427,32 @@ def decoded(layer: Layer, kind: type[T]) -> T:
 
 
 def convert(value: object, kind: type[T]) -> T:
-    """``msgspec.convert`` that knows the types of this module."""
-    return msgspec.convert(value, kind, dec_hook=_read)
+    """``msgspec.convert`` that knows the types of this module, and says what may be chosen."""
+    try:
+        return msgspec.convert(value, kind, dec_hook=_read)
+    except msgspec.ValidationError as error:
+        message = str(error)
+        found = _NO_CHOICE.match(message)
+        choices = _choices(kind, _split(message)[1]) if found else ""
+        if not found or not choices:
+            raise
+        said = f"no such choice: {found[1]}; choose from {choices}{message[found.end() :]}"
+        raise msgspec.ValidationError(said) from None
+
+
+def _choices(kind: Any, path: Path) -> str:
+    """What a value at ``path`` may be, where it is one of some words or numbers."""
+    inner = kind
+    for step in path:
+        told = get_args(inner)
+        if isinstance(step, int):
+            inner = told[0] if told else None
+        elif isinstance(inner, type) and issubclass(inner, msgspec.Struct):
+            types = {one.encode_name: one.type for one in msgspec.structs.fields(inner)}
+            inner = types.get(step)
+        if get_origin(inner) is Annotated:
+            inner = get_args(inner)[0]
+    return ", ".join(map(str, get_args(inner))) if get_origin(inner) is Literal else ""
 
 
 def _read(kind: type, value: object) -> object:

@@ -82,6 +82,19 @@ def test_too_large_and_wrong_credentials_are_told(stub):
         client(stub.url).send("POST", "/a", b"x")
 
 
+def test_rows_wait_for_a_url_that_has_moved_and_are_not_sent_there(stub):
+    # GIVEN
+    stub.answers = [(308, {"Location": "https://elsewhere/write?token=x"}, b"")]
+
+    # WHEN
+    with pytest.raises(Unavailable) as caught:
+        client(stub.url).send("POST", "/x", b"rows")
+
+    # THEN
+    assert "308 Permanent Redirect; it is at https://elsewhere/write: set url" in str(caught.value)
+    assert len(stub.requests) == 1
+
+
 def test_bodies_are_compressed_unless_told_otherwise(stub):
     # GIVEN / WHEN
     client(stub.url).send("POST", "/a", b"x" * 1000)

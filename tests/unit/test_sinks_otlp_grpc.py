@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -55,8 +56,8 @@ class Stub:
 
 
 @contextmanager
-def server() -> Iterator[Stub]:
-    """A server on a free port."""
+def server(credentials: Any = None) -> Iterator[Stub]:
+    """A server on a free port; with credentials it speaks TLS."""
     stub = Stub()
 
     class Handler(grpc.GenericRpcHandler):
@@ -76,7 +77,11 @@ def server() -> Iterator[Stub]:
         return stub.answer
 
     made = grpc.server(ThreadPoolExecutor(2), handlers=[Handler()])
-    stub.url = f"http://127.0.0.1:{made.add_insecure_port('127.0.0.1:0')}"
+    place = "127.0.0.1:0"
+    if credentials is None:
+        stub.url = f"http://127.0.0.1:{made.add_insecure_port(place)}"
+    else:
+        stub.url = f"https://127.0.0.1:{made.add_secure_port(place, credentials)}"
     made.start()
     try:
         yield stub
@@ -203,3 +208,27 @@ def test_what_is_rejected_of_a_success_is_counted_and_told(stub):
 def test_settings_that_grpc_cannot_follow_are_refused_at_once(more, said):
     with pytest.raises(UsageError, match=said):
         Otlp(OtlpSettings(**({"type": "otlp", "protocol": "grpc"} | more)))
+
+
+def test_a_certificate_is_checked_against_the_file_that_is_named(tmp_path):
+    # GIVEN a server with a certificate of its own
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj",
+         "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", cert],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    credentials = grpc.ssl_server_credentials([(key.read_bytes(), cert.read_bytes())])
+    with server(credentials) as stub:
+        trusting = sink(stub.url, tls=TlsSettings(ca=str(cert)))
+        other = sink(stub.url)
+
+        # WHEN
+        trusting.send(sink_rows.request_rows())
+        with pytest.raises(Unavailable):
+            other.send(sink_rows.request_rows())
+
+        # THEN
+        assert len(stub.got) == 1
+        trusting.close()
+        other.close()

@@ -104,7 +104,11 @@ def test_sinks_have_the_settings_of_their_type():
         ),
         (
             "sinks:\n- type: files\n  format: xml\n",
-            "x.yaml:3: sinks[0].format: Invalid enum value 'xml'",
+            "x.yaml:3: sinks[0].format: no such choice: 'xml'; choose from json, csv, parquet",
+        ),
+        (
+            "sinks:\n- {type: otlp, url: 'http://a', signals: [logs, x]}\n",
+            "x.yaml:2: sinks[0].signals[1]: no such choice: 'x'; choose from metrics, logs, traces",
         ),
     ],
 )

@@ -120,6 +120,10 @@ class Client:
         if answer.status_code in (401, 403):
             # Rows wait: the secret may be put right meanwhile.
             raise Unavailable(f"{self.said(answer)}; check the user, password or key")
+        if answer.is_redirect:
+            # Not followed, since it gets the credentials; rows wait until the URL is put right.
+            where = answer.headers.get("Location", "").partition("?")[0]
+            raise Unavailable(f"{self.said(answer)}; it is at {where}: set url")
         if answer.status_code in PASSING:
             raise Unavailable(self.said(answer), _retry_after(answer))
         return answer
