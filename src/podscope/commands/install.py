@@ -11,13 +11,20 @@ from podscope.errors import UsageError
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Sequence
 
     from podscope.deploy.installation import Installation
+    from podscope.deploy.manifests import Object
     from podscope.identity.kubernetes_client import ApiServer
 
 HELP = "Run the agent on every node of a Kubernetes cluster; once more to change it."
 NAMESPACE = "podscope"
 WAIT = "2m"
+_GRAFANA = (
+    "Grafana: kubectl port-forward -n {0} service/podscope-grafana 3000, then "
+    "http://127.0.0.1:3000 as admin; its password: kubectl get secret -n {0} podscope-stack "
+    "-o jsonpath='{{.data.grafana-password}}' | base64 -d"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--config", metavar="FILE", default="", help="the configuration of the agents, in YAML"
+    )
+    parser.add_argument(
+        "--with",
+        metavar="NAMES",
+        dest="servers",
+        default="",
+        help="also make servers: prometheus, influxdb, elasticsearch, grafana, with commas",
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="only tell what would be made; asks no cluster"
@@ -89,7 +103,9 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("-o yaml: only together with --dry-run")
     from podscope.deploy import manifests
 
-    wanted = manifests.objects(args.namespace, args.image, args.set, args.config)
+    wanted = manifests.objects(
+        args.namespace, args.image, args.set, args.config, servers=args.servers
+    )
     if args.dry_run:
         names = "".join(f"{manifests.title(one)}\n" for one in wanted)
         print(manifests.as_yaml(wanted) if args.output == "yaml" else names, end="")
@@ -102,7 +118,21 @@ def run(args: argparse.Namespace) -> int:
             print(line, flush=True)
         if seconds:
             _wait(installation, seconds, args.wait)
+            _wait_for_servers(installation, wanted, seconds, args)
+    if any(manifests.title(one) == "deployment/podscope-grafana" for one in wanted):
+        print(_GRAFANA.format(args.namespace))
     return 0
+
+
+def _wait_for_servers(
+    installation: Installation, wanted: Sequence[Object], seconds: float, args: argparse.Namespace
+) -> None:
+    missing = installation.stack_wait(wanted, seconds)
+    if missing:
+        raise PodscopeError(
+            f"{missing} is not ready after {args.wait}: see what keeps it with "
+            f"'kubectl describe {missing} -n {args.namespace}'"
+        )
 
 
 def _wait(installation: Installation, seconds: float, said: str) -> None:

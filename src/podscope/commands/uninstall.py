@@ -19,6 +19,11 @@ HELP = "Remove all that 'podscope install' made, and wait until it is gone."
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     add_cluster(parser)
+    parser.add_argument(
+        "--purge",
+        action="store_true",
+        help="remove volumes and passwords of servers, too, that 'install --with' made",
+    )
     add_wait(parser, "until all is gone")
 
 
@@ -29,6 +34,6 @@ def run(args: argparse.Namespace) -> int:
     from podscope.deploy.installation import Installation
 
     with Installation(server, args.namespace) as installation:
-        for line in installation.remove(seconds):
+        for line in installation.remove(seconds, purge=args.purge):
             print(line, flush=True)
     return 0

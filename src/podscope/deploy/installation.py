@@ -14,6 +14,7 @@ from typing import TypeVar
 import msgspec
 
 from podscope.deploy import manifests
+from podscope.deploy import stack
 from podscope.deploy.manifests import Object
 from podscope.deploy.states import DaemonSet
 from podscope.deploy.states import Node
@@ -40,9 +41,29 @@ _PLACES = {
     "ServiceAccount": "api/v1/namespaces/{}/serviceaccounts",
     "ClusterRole": "apis/rbac.authorization.k8s.io/v1/clusterroles",
     "ClusterRoleBinding": "apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
+    "Role": "apis/rbac.authorization.k8s.io/v1/namespaces/{}/roles",
+    "RoleBinding": "apis/rbac.authorization.k8s.io/v1/namespaces/{}/rolebindings",
     "ConfigMap": "api/v1/namespaces/{}/configmaps",
+    "Secret": "api/v1/namespaces/{}/secrets",
+    "PersistentVolumeClaim": "api/v1/namespaces/{}/persistentvolumeclaims",
+    "Service": "api/v1/namespaces/{}/services",
+    "StatefulSet": "apis/apps/v1/namespaces/{}/statefulsets",
+    "Deployment": "apis/apps/v1/namespaces/{}/deployments",
     "DaemonSet": "apis/apps/v1/namespaces/{}/daemonsets",
 }
+# Of the stack alone: who may not list them has not made any.
+_OF_STACK = frozenset(
+    {
+        "Role",
+        "RoleBinding",
+        "Secret",
+        "PersistentVolumeClaim",
+        "Service",
+        "StatefulSet",
+        "Deployment",
+    }
+)
+_FORBIDDEN = 403
 T = TypeVar("T")
 
 
@@ -56,6 +77,26 @@ class _Subject(msgspec.Struct):
 
 class _Binding(msgspec.Struct):
     subjects: tuple[_Subject, ...] | None = ()
+
+
+class _Generation(msgspec.Struct, frozen=True):
+    generation: int = 0
+
+
+class _Replicas(msgspec.Struct, frozen=True):
+    replicas: int = 1
+
+
+class _WorkloadStatus(msgspec.Struct, frozen=True, rename="camel"):
+    observed_generation: int = 0
+    updated_replicas: int = 0
+    ready_replicas: int = 0
+
+
+class _Workload(msgspec.Struct):
+    metadata: _Generation = _Generation()
+    spec: _Replicas = _Replicas()
+    status: _WorkloadStatus = _WorkloadStatus()
 
 
 class _Event(msgspec.Struct):
@@ -81,15 +122,46 @@ class Installation:
     def apply(self, wanted: Sequence[Object]) -> Iterator[str]:
         """Makes the objects, or changes them to what they are to be; tells of each.
 
-        A namespace that was there before is left as it is, and not taken for podscope's own.
+        A namespace that was there before is left as it is, and not taken for podscope's own. So
+        are passwords and volumes that are there.
         """
         self._check_elsewhere()
         for one in wanted:
             if one["kind"] == "Namespace" and self._is_anothers(one):
                 yield f"{manifests.title(one)} is there already"
                 continue
-            self._send("PATCH", _path(one), msgspec.json.encode(one), APPLY)
+            if one["kind"] == "PersistentVolumeClaim" and self._find(_path(one)) is not None:
+                # It may have been made larger, and never gets smaller.
+                yield f"{manifests.title(one)} is there already"
+                continue
+            made = self._with_known(one) if one["kind"] == "Secret" else one
+            self._send("PATCH", _path(one), msgspec.json.encode(made), APPLY)
             yield f"{manifests.title(one)} applied"
+
+    def _with_known(self, secret: Object) -> Object:
+        """The Secret with the values that it has already: servers know these."""
+        body = self._find(_path(secret))
+        known = (msgspec.json.decode(body).get("data") or {}) if body is not None else {}
+        return {**secret, "data": {**secret["data"], **known}}
+
+    def stack_wait(self, wanted: Sequence[Object], seconds: float) -> str:
+        """The first of some workloads that was not ready before the time was over; else empty."""
+        due = time.monotonic() + seconds
+        workloads = [one for one in wanted if one["kind"] in ("StatefulSet", "Deployment")]
+        while missing := [one for one in workloads if not self._is_ready(one)]:
+            if time.monotonic() >= due:
+                return manifests.title(missing[0])
+            time.sleep(POLL_SECONDS)
+        return ""
+
+    def _is_ready(self, workload: Object) -> bool:
+        body = self._find(_path(workload))
+        if body is None:
+            return False
+        told = msgspec.json.decode(body, type=_Workload)
+        new = told.status.observed_generation >= told.metadata.generation
+        updated = min(told.status.updated_replicas, told.status.ready_replicas)
+        return new and updated >= told.spec.replicas
 
     def daemon_set(self) -> DaemonSet:
         """What the cluster says of the agents. Raises PodscopeError if they are not installed."""
@@ -120,13 +192,26 @@ class Installation:
         lacking = daemon_set.status.current < daemon_set.status.desired
         return node_states(daemon_set, nodes, ours, self._complaint(uid) if lacking else "")
 
-    def remove(self, seconds: float) -> Iterator[str]:
+    def remove(self, seconds: float, *, purge: bool = False) -> Iterator[str]:
         """Removes all that `apply` made, and waits until it is gone; tells of each.
+
+        Args:
+            seconds: for all of it.
+            purge: volumes and passwords of the stack, too; else they stay, and their namespace.
 
         Raises:
             PodscopeError: nothing is installed, or something is not gone in time.
         """
-        found = [*reversed(self._made())]
+        made = [*reversed(self._made())]
+        data = [] if purge else [one for one in made if _is_data(one)]
+        found = [one for one in made if one not in data]
+        if data:
+            found = [one for one in found if one["kind"] != "Namespace"]
+        if not found and data:
+            raise PodscopeError(
+                f"only data of podscope are left in namespace {self._namespace!r}: "
+                "'podscope uninstall --purge' removes them"
+            )
         if not found:
             raise _not_installed(self._namespace)
         due = time.monotonic() + seconds
@@ -140,6 +225,8 @@ class Installation:
                     )
                 time.sleep(POLL_SECONDS)
             yield f"{manifests.title(one)} removed"
+        for one in data:
+            yield f"{manifests.title(one)} stays, as data do; --purge removes it"
 
     def _made(self) -> list[Object]:
         """What bears podscope's label, in the order of its making. Others' objects do not."""
@@ -147,11 +234,21 @@ class Installation:
         found = []
         for kind, place in _PLACES.items():
             path = place.format(self._namespace)
-            items = self._list(path, dict[str, Any], **query)
+            items = self._listed(kind, path, query)
             for item in items:
                 if self._is_ours(kind, item):
                     found.append({**item, "kind": kind})
         return found
+
+    def _listed(self, kind: str, path: str, query: dict[str, str]) -> tuple[Object, ...]:
+        with explained():
+            try:
+                body = self._connection.get(path, query, SECONDS)
+            except KubernetesError as error:
+                if kind in _OF_STACK and error.status == _FORBIDDEN:
+                    return ()
+                raise
+        return msgspec.json.decode(body, type=_Items[dict[str, Any]]).items or ()
 
     def _is_ours(self, kind: str, item: Object) -> bool:
         if kind == "Namespace":
@@ -224,6 +321,10 @@ class Installation:
 def _path(one: Object) -> str:
     metadata = one["metadata"]
     return f"{_PLACES[one['kind']].format(metadata.get('namespace', ''))}/{metadata['name']}"
+
+
+def _is_data(one: Object) -> bool:
+    return stack.DATA in (one["metadata"].get("labels") or {})
 
 
 def _not_installed(namespace: str) -> PodscopeError:

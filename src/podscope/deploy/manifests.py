@@ -14,6 +14,7 @@ import msgspec
 from podscope import __version__
 from podscope.config import Config
 from podscope.config import read_file
+from podscope.deploy import stack
 from podscope.errors import UsageError
 from podscope.settings import Layer
 from podscope.settings import Setting
@@ -61,7 +62,12 @@ _CAPABILITIES = r"[A-Z][A-Z_]*(,[A-Z][A-Z_]*)*"
 
 
 def objects(
-    namespace: str = NAMESPACE, image: str = "", settings: Sequence[str] = (), config: str = ""
+    namespace: str = NAMESPACE,
+    image: str = "",
+    settings: Sequence[str] = (),
+    config: str = "",
+    *,
+    servers: str = "",
 ) -> tuple[Object, ...]:
     """All objects, in the order in which they are to be made.
 
@@ -70,6 +76,7 @@ def objects(
         image: of the agents; empty for the manifest's.
         settings: ``key=value``, of the keys in SETTINGS and of those of the configuration.
         config: file with the configuration of the agents; empty for the manifest's.
+        servers: names of servers that are to be made too, with commas, as of `stack.chosen`.
 
     Raises:
         UsageError: no such key, or a value that cannot be.
@@ -93,7 +100,26 @@ def objects(
     for text in texts:
         _set(template["spec"], text)
     _check_queues(whole, _queue(template["spec"])["sizeLimit"])
-    return made
+    if not servers:
+        return made
+    chosen = stack.chosen(servers, namespace, _cluster(made[-2]))
+    _send_to(made[-2], stack.sinks(chosen))
+    stack.mount(chosen, template["spec"])
+    return (*made[:-1], *stack.objects(chosen), made[-1])
+
+
+def _cluster(config_map: Object) -> str:
+    return decoded(from_yaml(config_map["data"][CONFIG], CONFIG), Config).cluster
+
+
+def _send_to(config_map: Object, sinks: Sequence[Object]) -> None:
+    """Adds sinks to the configuration, and the errors of the request log if it says nothing."""
+    if not sinks:
+        return
+    values = dict(from_yaml(config_map["data"][CONFIG], CONFIG).values)
+    values.setdefault("requests", "errors")
+    values["sinks"] = [*(values.get("sinks") or ()), *sinks]
+    config_map["data"][CONFIG] = msgspec.yaml.encode(values).decode()
 
 
 def _check_queues(config: Config, quantity: str) -> None:
