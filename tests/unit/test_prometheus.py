@@ -340,3 +340,51 @@ def test_batches_of_other_kinds_change_nothing():
 )
 def test_form_is_negotiated(accept, expected):
     assert prometheus.wants_openmetrics(accept) is expected
+
+
+# --- exemplars --------------------------------------------------------------------------------
+
+
+def traced(**members):
+    """A request to the first series of the cluster's: a GET of web-1-a."""
+    told = {"route": 7, "duration_ns": 1_000_000} | members
+    batch = records.request_batch(1, **told)
+    return replace(batch, identities=(records.WEB_A,), routes={7: "/items/*"})
+
+
+def test_a_request_with_a_trace_is_an_exemplar_of_its_bucket():
+    # GIVEN two requests in one bucket, and one without a trace
+    totals = of(records.cluster_batch())
+    for second in (4, 5):
+        totals.add(traced(time_ns=second * 10**9))
+    totals.add(traced(time_ns=6 * 10**9, trace_id=[0] * 16))
+
+    # WHEN
+    found = [
+        (sample.labels, sample.exemplar)
+        for family in openmetrics(exposition(totals))
+        for sample in family.samples
+        if sample.exemplar
+    ]
+
+    # THEN the newest with a trace, of that series alone
+    ((labels, exemplar),) = found
+    assert (labels["k8s_pod_name"], labels["http_route"], labels["le"]) == (
+        "web-1-a", "/items/*", "0.005",
+    )  # fmt: skip
+    assert exemplar.labels["trace_id"] == bytes(range(1, 17)).hex()
+    assert exemplar.labels["span_id"] == bytes(range(1, 9)).hex()
+    assert exemplar.value == 0.001
+    assert float(exemplar.timestamp) == pytest.approx(records.TIME_NS / 1e9, abs=0.01)
+
+
+def test_text_0_0_4_has_no_exemplars_and_requests_of_no_series_do_not_show():
+    # GIVEN
+    totals = of(records.cluster_batch())
+    totals.add(traced(status=418))
+
+    # WHEN / THEN
+    assert " # {" not in exposition(totals)
+    totals.add(traced())
+    assert " # {" in exposition(totals)
+    assert " # {" not in exposition(totals, with_openmetrics=False)

@@ -38,6 +38,10 @@ IDLE_NS = 3600 * 10**9
 # No pid and no peer: labels that change with each restart make series without end.
 _BY = tuple(name for name in schema.PLAIN if name not in ("pid", "peer"))
 _FIELDS = tuple(field for field in schema.HTTP if field.label)
+# The same of single requests, whose record has other members.
+_OF_REQUESTS = tuple(
+    field for field in schema.REQUEST if field.name in {one.name for one in _FIELDS}
+)
 # By Service: a family of its own, since a pod can stand behind several.
 _BY_SERVICE = ("service", "port", "method", "route", "status", "version")
 _SERVICE_FIELDS = tuple(
@@ -54,6 +58,8 @@ _FAMILIES = ("server", "client", "service")
 _SERVICE = _FAMILIES.index("service")
 _BOUNDS = (*(str(bound) for bound in red.CLASSIC_BOUNDS), "+Inf")
 _SERIES_AT_ONCE = 256
+# Of so many requests that carry a trace, the latest of an interval, exemplars are made.
+_TRACED = 256
 
 Counts = npt.NDArray[np.uint64]
 Array = schema.Array
@@ -77,6 +83,7 @@ class _Snapshot:
     lost: dict[str, int]
     cost: dict[str, float]
     sources: dict[str, bool]
+    exemplars: dict[tuple[int, str], dict[int, str]]
 
 
 class Totals:
@@ -104,6 +111,8 @@ class Totals:
         self._cost: dict[str, float] = {}
         self._sources: dict[str, bool] = {}
         self._overflowed = 0
+        # OpenMetrics' exemplars by bucket, of a family and labels; those in it do not change.
+        self._exemplars: dict[tuple[int, str], dict[int, str]] = {}
         self._events = {
             kind: EventTotals(kind, series=series) for kind in METRICS if kind != LOST_KIND
         }
@@ -118,6 +127,8 @@ class Totals:
             rows = of_metrics(batch)
             with self._lock:
                 self._events[batch.kind].add(rows)
+        if batch.kind == "request":
+            self._add_exemplars(batch)
         if batch.kind != "http" or len(batch) == 0:
             return
         groups = red.group(batch, _BY, buckets=False)
@@ -126,6 +137,26 @@ class Totals:
             self._add(groups, groups.keys["side"] == schema.CLIENT, batch.time_ns)
         if any(identity.services for identity in batch.identities):
             self._add_services(batch)
+
+    def _add_exemplars(self, batch: Batch) -> None:
+        """Keeps the newest request with a trace of each series and bucket."""
+        traced = np.flatnonzero(batch.rows["trace_id"].any(axis=1))[-_TRACED:]
+        if not len(traced):
+            return
+        some = batch.where(traced)
+        labels = _label_texts(
+            schema.read(_OF_REQUESTS, schema.request_view(some), _BY), _FIELDS, len(some)
+        )
+        families = (some.rows["side"] == schema.CLIENT).astype(int).tolist()
+        seconds = some.rows["duration_ns"] / 1e9
+        buckets = np.searchsorted(red.CLASSIC_BOUNDS, seconds, side="left").tolist()
+        texts = _exemplars(some)
+        with self._lock:
+            for key, bucket, text in zip(
+                zip(families, labels, strict=True), buckets, texts, strict=True
+            ):
+                if key in self._exemplars or len(self._exemplars) < self._limit:
+                    self._exemplars[key] = {**self._exemplars.get(key, {}), bucket: text}
 
     def _add_services(self, batch: Batch) -> None:
         groups = red.group(batch, _BY_SERVICE, buckets=False)
@@ -195,6 +226,7 @@ class Totals:
                 lost=self._lost | {_OVERFLOW_REASON: overflowed},
                 cost=dict(self._cost),
                 sources=dict(self._sources),
+                exemplars=dict(self._exemplars),
             )
 
     def _places(self, groups: red.Groups, families: Array, now_ns: int) -> npt.NDArray[np.intp]:
@@ -209,10 +241,12 @@ class Totals:
             self._place_of_key.clear()
         fresh = groups.take(unknown)
         fields = _SERVICE_FIELDS if "service" in groups.by else _FIELDS
+        columns = schema.read(fields, fresh.labels(), fresh.by)
+        texts = _label_texts(columns, fields, len(fresh))
         may_evict = True
         held = set(places.tolist())
         for at, family, labels in zip(
-            unknown.tolist(), families[unknown].tolist(), _label_texts(fresh, fields), strict=True
+            unknown.tolist(), families[unknown].tolist(), texts, strict=True
         ):
             place = self._place_of_labels.get((family, labels), -1)
             if place < 0 and not self._room() and may_evict:
@@ -260,7 +294,9 @@ class Totals:
         if not gone:
             return
         for place in gone:
-            del self._place_of_labels[int(self._family[place]), self._labels[place]]
+            key = (int(self._family[place]), self._labels[place])
+            del self._place_of_labels[key]
+            self._exemplars.pop(key, None)
             self._labels[place] = ""
         self._le[gone] = 0
         self._sums[gone] = 0
@@ -286,14 +322,30 @@ def _owner_keys(
     return [parts[place] for place in places.tolist()]
 
 
-def _label_texts(groups: red.Groups, fields: Sequence[schema.Field]) -> list[str]:
-    """``name="value",...`` of each group, names sorted, without the braces."""
-    columns = schema.read(fields, groups.labels(), groups.by)
+def _exemplars(batch: Batch) -> list[str]:
+    """What stands behind the counts of the buckets that requests are in.
+
+    https://github.com/prometheus/OpenMetrics/blob/main/specification/OpenMetrics.md#exemplars
+    """
+    names = ("trace_id", "span_id", "duration")
+    columns = schema.columns(batch)
+    ended = schema.request_view(batch).time + batch.rows["duration_ns"].astype(np.int64)
+    rows = zip(*(columns[name].tolist() for name in names), (ended / 1e9).tolist(), strict=True)
+    return [
+        f' # {{trace_id="{trace}",span_id="{span or ""}"}} {seconds!r} {end:.3f}'
+        for trace, span, seconds, end in rows
+    ]
+
+
+def _label_texts(
+    columns: Mapping[str, Array], fields: Sequence[schema.Field], count: int
+) -> list[str]:
+    """``name="value",...`` of each entry, names sorted, without the braces."""
     parts = {
         field.label_name: _label_column(field.label_name, columns[field.name].tolist())
         for field in fields
     }
-    parts["url_scheme"] = ['url_scheme="http"'] * len(groups)
+    parts["url_scheme"] = ['url_scheme="http"'] * count
     rows = zip(*(parts[name] for name in sorted(parts)), strict=True)
     return [",".join(filter(None, row)) for row in rows]
 
@@ -341,7 +393,11 @@ def _family_metrics(
     cumulative = np.cumsum(shot.le[mine], axis=1, dtype=np.uint64)
     seconds = shot.sums[mine, 0] / 1e9
     rows = zip(cumulative.tolist(), seconds.tolist(), cumulative[:, -1].tolist(), strict=True)
-    yield from _blocks(template, labels, ((*le, total, count) for le, total, count in rows))
+    told = ((*le, total, count) for le, total, count in rows)
+    found: list[Mapping[int, str]] = []
+    if openmetrics and shot.exemplars:
+        found = [shot.exemplars.get((family, shot.labels[place]), {}) for place in mine.tolist()]
+    yield from _blocks(template, labels, told, found)
     for column, what in ((1, "request"), (2, "response")):
         name = f"{called.bodies}_{what}_body_bytes"
         text = f"Bytes of {what} bodies of {called.text}."
@@ -351,12 +407,22 @@ def _family_metrics(
 
 
 def _blocks(
-    template: str, labels: list[str], values: Iterator[tuple[float, ...]]
+    template: str,
+    labels: list[str],
+    values: Iterator[tuple[float, ...]],
+    exemplars: Sequence[Mapping[int, str]] = (),
 ) -> Iterator[bytes]:
-    """The template once a series, ``@`` standing for the labels, many series a piece."""
+    """The template once a series, ``@`` standing for the labels, many series a piece.
+
+    Exemplars, if there are any, are by the line that they stand in, for each series.
+    """
     for start in range(0, len(labels), _SERIES_AT_ONCE):
         some = labels[start : start + _SERIES_AT_ONCE]
         texts = [template.replace("@", one) % next(values) for one in some]
+        for place, found in enumerate(exemplars[start : start + _SERIES_AT_ONCE]):
+            if found:
+                lines = texts[place].split("\n")
+                texts[place] = "\n".join(f"{one}{found.get(n, '')}" for n, one in enumerate(lines))
         yield "".join(texts).encode()
 
 
