@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import event_batches
 import numpy as np
 import pytest
 from test_prometheus_write import intervals
@@ -14,10 +15,11 @@ from podscope.settings import Url
 from podscope.sinks.otlp import Otlp
 from podscope.sinks.otlp import OtlpSettings
 from podscope.sinks.rows import Rows
+from podscope.sinks.rows import of_batches
 
 SERVER = "http_server_request_duration_seconds"
 # What other tests have written has other jobs.
-MINE = 'job=~"(shop|lab)/.*"'
+MINE = 'job=~"mine/.*"'
 
 
 @pytest.fixture
@@ -30,7 +32,7 @@ def sink(prometheus):
 
 def test_native_histograms_give_counts_sums_and_quantiles(sink, prometheus):
     # GIVEN three intervals
-    made = intervals(3)
+    made = [in_namespace(some, "mine") for some in intervals(3)]
 
     # WHEN
     for some in made:
@@ -49,8 +51,8 @@ def test_native_histograms_give_counts_sums_and_quantiles(sink, prometheus):
         prometheus, f"sum by (job, instance) (histogram_count({SERVER}{{{MINE}}}))", last.time_ns
     )
     assert {(labels["job"], labels["instance"]): value for labels, value in by_pod} == {
-        ("shop/web", "shop.web-1-a.nginx"): 120,
-        ("shop/web", "shop.web-1-b.nginx"): 45,
+        ("mine/web", "mine.web-1-a.nginx"): 120,
+        ("mine/web", "mine.web-1-b.nginx"): 45,
     }
     # 40 of 55 requests of servers take 1 or 2 ms; the quantile is in the bucket of the true one.
     (median,) = query(prometheus, f"histogram_quantile(0.5, sum({SERVER}{{{MINE}}}))", last.time_ns)
@@ -61,13 +63,13 @@ def test_native_histograms_give_counts_sums_and_quantiles(sink, prometheus):
 
 def test_bodies_are_counters(sink, prometheus):
     # GIVEN
-    (some,) = intervals(1)
+    some = in_namespace(intervals(1)[0], "bodies")
 
     # WHEN
     sink.send(some)
 
     # THEN
-    text = f'sum({{__name__=~"podscope_http_server_response_body_bytes.*",{MINE}}})'
+    text = 'sum({__name__=~"podscope_http_server_response_body_bytes.*",job=~"bodies/.*"})'
     (found,) = query(prometheus, text, some.time_ns)
     servers = some.columns["side"] == "server"
     assert found[1] == some.columns["http.response.body.size"][servers].sum()
@@ -96,3 +98,20 @@ def in_namespace(some: Rows, name: str) -> Rows:
     """The same rows in another namespace."""
     column = np.full(len(some), name, dtype=object)
     return replace(some, columns={**some.columns, "k8s.namespace.name": column})
+
+
+def test_kinds_whose_times_are_not_in_order_are_all_taken(sink, prometheus):
+    # GIVEN a listener of the same pod, whose interval ended later, and which is sent first
+    some = in_namespace(intervals(1)[0], "late")
+    batch = event_batches.batch("listen", {"port": 80, "limit": 10, "drops": 3})
+    batch = replace(batch, time_ns=some.time_ns + 5_000_000)
+    (listener,) = of_batches([batch], resource=some.resource)
+
+    # WHEN
+    sink.send(in_namespace(listener, "late"))
+    sink.send(some)
+
+    # THEN
+    text = f'sum(histogram_count({SERVER}{{job=~"late/.*"}}))'
+    (found,) = query(prometheus, text, some.time_ns + 10**9)
+    assert found[1] == some.columns["count"][some.columns["side"] == "server"].sum()

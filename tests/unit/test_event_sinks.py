@@ -401,6 +401,23 @@ def test_deltas_of_connections_are_those_of_each_delivery(stub):
         assert sum(point.as_int for _, _, point, _ in found["podscope.tcp.accepts"]) == 5
 
 
+def test_metrics_of_kinds_are_never_told_as_of_before_others(stub):
+    # GIVEN connections whose interval ended after that of http
+    sink = otlp(stub.url)
+    sink.send(rows(*connections(1)))
+
+    # WHEN
+    sink.send(sink_rows.http_rows())
+
+    # THEN
+    (first, *_), (second, *_) = (
+        [point for points in metrics_of(one.body).values() for _, _, point, _ in points]
+        for one in stub.requests
+    )
+    assert second.time_unix_nano == first.time_unix_nano
+    assert second.start_time_unix_nano == records.TIME_NS - 10**9
+
+
 def test_a_kill_is_a_metric_and_a_log(stub):
     # GIVEN
     sink = otlp(stub.url)

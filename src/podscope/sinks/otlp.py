@@ -6,6 +6,7 @@ Sums as metrics, single events as logs, requests that carry a trace also as its 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Annotated
 from typing import ClassVar
@@ -84,6 +85,7 @@ class Otlp:
         self._temporality = otlp_messages.DELTA if is_delta else otlp_messages.CUMULATIVE
         self._descriptions: Descriptions | None = None
         self._of_events: Descriptions | None = None
+        self._latest_ns = 0
         self._mark: tuple[str, int, int] | None = None
         self._taken: set[str] = set()
         kinds = {"metrics": ("http", *METRICS), "traces": ("request",), "logs": ()}
@@ -111,6 +113,7 @@ class Otlp:
     def _metrics(self, rows: Rows) -> list[tuple[int, str]]:
         """How many were rejected, and why."""
         self._telling.add(rows)
+        now = self._not_before_others(rows)
         if self._descriptions is None:
             self._descriptions = _descriptions(rows, (("url.scheme", "http"),))
         told = []
@@ -118,7 +121,7 @@ class Otlp:
             body = otlp_messages.metrics(
                 self._telling.first(),
                 self._telling.totals,
-                rows,
+                now,
                 self._descriptions,
                 temporality=self._temporality,
             )
@@ -131,8 +134,18 @@ class Otlp:
             self._telling.done()
         return told
 
+    def _not_before_others(self, rows: Rows) -> Rows:
+        """The same, told as of the latest rows of any kind.
+
+        Kinds end their intervals some milliseconds apart, and Prometheus, which adds a sample to
+        each resource, refuses all that has an earlier one.
+        """
+        self._latest_ns = max(self._latest_ns, rows.time_ns)
+        return replace(rows, time_ns=self._latest_ns)
+
     def _event_metrics(self, rows: Rows) -> list[tuple[int, str]]:
         totals = self._events.add(rows)
+        now = self._not_before_others(rows)
         if self._of_events is None:
             self._of_events = _descriptions(rows)
         told = []
@@ -140,7 +153,7 @@ class Otlp:
             body = otlp_messages.event_metrics(
                 self._events.left[0],
                 totals,
-                rows,
+                now,
                 self._of_events,
                 temporality=self._temporality,
             )
