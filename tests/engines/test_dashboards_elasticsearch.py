@@ -30,6 +30,7 @@ from podscope.sinks import elastic_templates
 from podscope.sinks.elasticsearch import Elasticsearch
 from podscope.sinks.elasticsearch import ElasticsearchSettings
 from podscope.sinks.rows import of_batches
+from podscope.sinks.rows import of_losses
 
 SOURCE = "elasticsearch"
 MINUTES = 2
@@ -56,6 +57,7 @@ def place(request: Any) -> Place:
     for time_ns in range(begin + 10**10, end, 10**10):
         for rows in of_batches(recorded.batches(time_ns), resource=RESOURCE, also_by=sink.also_by):
             sink.send(rows)
+        sink.send(of_losses({"joined": 3, "ring_full": 1}, time_ns, RESOURCE))
     sink.close()
     if has_pipelines(server):
         fill_traces(server, end // 10**9 - 30)
@@ -205,7 +207,7 @@ def test_fields_that_panels_name_are_fields_of_the_documents(place):
     # GIVEN the fields of all templates
     server, *_ = place
     known = {"_count"}
-    for kind in ("http", "service", "request", "oom", "listen", "tcp", "tcp_event", "dns"):
+    for kind in ("http", "service", "request", "lost", "oom", "listen", "tcp", "tcp_event", "dns"):
         path = f"/_component_template/{elastic_templates.template_name(kind)}"
         (made,) = server.ask(path)["component_templates"]
         flat = made["component_template"]["template"]["mappings"]["properties"]

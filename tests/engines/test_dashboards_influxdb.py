@@ -26,6 +26,7 @@ from podscope.settings import Url
 from podscope.sinks.influxdb import Influxdb
 from podscope.sinks.influxdb import InfluxdbSettings
 from podscope.sinks.rows import of_batches
+from podscope.sinks.rows import of_losses
 
 DATABASE = "dashboards"
 MINUTES = 5
@@ -41,6 +42,7 @@ def fill(server: Server) -> tuple[int, int]:
     for time_ns in range(begin + 10**10, end, 10**10):
         for rows in of_batches(recorded.batches(time_ns), resource=RESOURCE, also_by=sink.also_by):
             sink.send(rows)
+        sink.send(of_losses({"joined": 3, "ring_full": 1}, time_ns, RESOURCE))
     sink.close()
     return begin, end
 
@@ -179,7 +181,13 @@ def test_every_panel_in_flux_has_rows(with_flux, query):
     # THEN
     assert found, query.target["query"]
     wanted = {"_time" if name == "Time" else name for name in titles(query)}
-    assert (wanted or {"_time", "_value", "by"}) <= set().union(*found)
+    columns = set().union(*found)
+    assert wanted <= columns
+    if not wanted:
+        # What Grafana knows lines by, and their one label.
+        assert {"_measurement", "_field", "_time", "_value"} <= columns
+        labels = {name for name in columns if name and not name.startswith("_")}
+        assert labels == {"result", "table", "by"}
     assert any(one.get(name) for one in found for name in (wanted or {"_value"}) - {"_time"})
 
 

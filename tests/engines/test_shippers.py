@@ -31,6 +31,7 @@ from podscope.sinks.elasticsearch import Elasticsearch
 from podscope.sinks.elasticsearch import ElasticsearchSettings
 from podscope.sinks.rows import Rows
 from podscope.sinks.rows import of_batches
+from podscope.sinks.rows import of_losses
 from podscope.trace import jobs
 
 RESOURCE = {"host.name": "node-1", "k8s.cluster.name": "test"}
@@ -66,7 +67,9 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def recorded_rows() -> Iterator[Rows]:
     """Rows of the recorded run as an agent's sinks get them."""
-    yield from of_batches(recorded.batches(time.time_ns()), resource=RESOURCE)
+    now = time.time_ns()
+    yield from of_batches(recorded.batches(now), resource=RESOURCE)
+    yield of_losses({"joined": 3}, now, RESOURCE)
 
 
 def log(root: Path, pod: Pod, lines: list[tuple[str, str]]) -> None:

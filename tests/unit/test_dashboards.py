@@ -17,6 +17,7 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 from podscope.__main__ import main
 from podscope.commands import dashboards as command
 from podscope.dashboards import files
+from podscope.dashboards import kibana
 from podscope.dashboards.panels import BOARDS
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
@@ -192,3 +193,36 @@ def test_panels_of_saved_dashboards_are_those_they_refer_to_and_do_not_overlap()
             for y in range(panel["gridData"]["y"], panel["gridData"]["y"] + panel["gridData"]["h"])
         ]
         assert len(set(cells)) == len(cells) and max(x for x, _ in cells) < 48
+
+
+# --- documents --------------------------------------------------------------------------------
+
+GUIDE = (DEPLOY.parent / "docs" / "guide" / "dashboards.md").read_text()
+
+
+@pytest.mark.parametrize("board", BOARDS, ids=lambda board: board.name)
+def test_guide_tells_of_every_panel_which_data_sources_have_it(board):
+    # GIVEN
+    part = GUIDE.partition(f"### {board.title}\n")[2].partition("\n#")[0]
+
+    # WHEN
+    told = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in part.splitlines()
+        if line.startswith("| ") and not line.startswith("| panel")
+    ]
+
+    # THEN
+    assert told == [
+        [
+            f"{section.title}: {panel.title}",
+            *("yes" if panel.key in source.targets else "" for source in files.SOURCES),
+        ]
+        for section in board.sections
+        for panel in section.panels
+    ]
+
+
+@pytest.mark.parametrize("page", kibana.PAGES, ids=lambda page: page.key)
+def test_guide_names_every_panel_of_a_saved_dashboard(page):
+    assert f"| {page.title} | {', '.join(one.title for one in page.visuals)} |" in GUIDE

@@ -23,6 +23,7 @@ FIELDS = {
     "node": "k8s.node.name",
     "service": "k8s.service.name",
     "side": "podscope.side",
+    "instance": "host.name",
 }
 TIME = "@timestamp"
 _OVERVIEW = ("cluster", "namespace", "workload", "node")
@@ -294,6 +295,14 @@ def _events() -> dict[str, tuple[Object, ...]]:
     }
 
 
+def _lost() -> dict[str, tuple[Object, ...]]:
+    where, by = _where("lost", ("cluster", "instance")), (FIELDS["instance"], "reason")
+    return {
+        "lost.rate": (_rate(where, _COUNT, by),),
+        "lost.table": (_table(where, [_sum("1", _COUNT)], by),),
+    }
+
+
 def _values(name: str, *above: str) -> str:
     """Values of a field, of what the variables before it leave."""
     query = " AND ".join(f"{FIELDS[one]}:${one}" for one in above) or "*"
@@ -370,6 +379,7 @@ COLUMNS = {
         _DURATION: "Duration (ns)",
         "podscope.tcp.drop.reason": "Reason of the drop",
     },
+    "lost.table": {"host.name": "Agent", "reason": "Reason", "Sum": "Exchanges"},
     "dns.table": {
         "dns.question.name": "Name",
         "error.type": "Error",
@@ -390,6 +400,7 @@ ELASTICSEARCH = Source(
         **_pod(),
         **_log(),
         **_events(),
+        **_lost(),
     },
     variables={
         "cluster": _values("cluster"),
@@ -399,6 +410,7 @@ ELASTICSEARCH = Source(
         "node": _values("node", "cluster"),
         "service": _values("service", "cluster", "namespace"),
         "side": _values("side"),
+        "instance": _values("instance", "cluster"),
     },
     all_values={name: f"(* OR (NOT _exists_:{field}))" for name, field in FIELDS.items()},
     columns=COLUMNS,

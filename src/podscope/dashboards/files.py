@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import msgspec
 
 from podscope import schema
+from podscope import schema_metrics
 from podscope.dashboards import grafana
 from podscope.dashboards import kibana
 from podscope.dashboards import shippers
@@ -42,6 +43,7 @@ def as_json(made: Object) -> str:
 
 def _filebeat() -> Iterator[tuple[str, str]]:
     yield "filebeat.yml", HEAD + msgspec.yaml.encode(shippers.filebeat()).decode()
+    yield "trace-job.yaml", HEAD + msgspec.yaml.encode(shippers.example_job()).decode()
     for asset in shippers.assets(kinds_of_rows()):
         yield f"{asset.path.strip('/').removeprefix('_')}.json", as_json(asset.body)
 
@@ -49,7 +51,8 @@ def _filebeat() -> Iterator[tuple[str, str]]:
 def kinds_of_rows() -> dict[str, tuple[Field, ...]]:
     """The fields of all kinds of rows that agents write."""
     others = {kind: sources.fields_of(kind) for kind in sources.kinds()}
-    return {"http": schema.HTTP, "request": schema.REQUEST, **others}
+    first = {"http": schema.HTTP, "request": schema.REQUEST, "lost": schema_metrics.LOST}
+    return first | others
 
 
 HEAD = "# SPDX-License-Identifier: Apache-2.0\n"

@@ -77,13 +77,25 @@ def _target(query: str) -> Object:
     return {"query": query.rstrip("\n")}
 
 
+def _line(query: str) -> Object:
+    """A target whose answer Grafana draws as lines: it knows these by ``_measurement``, and takes
+    columns without an underscore for labels (pkg/tsdb/influxdb/flux/builder.go).
+    """
+    return _target(
+        query
+        + f'  |> keep(columns: ["_time", "_value", "{_BY}"])\n'
+        + '  |> set(key: "_measurement", value: "podscope")\n'
+        + '  |> set(key: "_field", value: "value")\n'
+    )
+
+
 def _sum(rows: str, by: Sequence[str], more: str = "", function: str = "sum") -> Object:
     """Lines of sums a second."""
-    return _target(rows + _label(by, more) + _windows(function) + _PER_SECOND)
+    return _line(rows + _label(by, more) + _windows(function) + _PER_SECOND)
 
 
 def _highest(rows: str, by: Sequence[str]) -> Object:
-    return _target(rows + _label(by) + _windows("max"))
+    return _line(rows + _label(by) + _windows("max"))
 
 
 def _ratio(above: str, below: str, by: Sequence[str], more: str = "") -> Object:
@@ -98,7 +110,7 @@ def _ratio(above: str, below: str, by: Sequence[str], more: str = "") -> Object:
 
     first = summed(above, "above: float(v: r._value), below: 0.0")
     second = summed(below, "above: 0.0, below: float(v: r._value)")
-    return _target(
+    return _line(
         f"above = {first}\nbelow = {second}\n"
         "union(tables: [above, below])\n"
         f'  |> group(columns: ["{_BY}"])\n'
@@ -121,7 +133,7 @@ def _quantiles(
     """Lines of quantiles of the histograms, added up: those of all series together."""
     rows = _rows(kind, _HISTOGRAM, variables, *more)
     return tuple(
-        _target(
+        _line(
             'import "strings"\n'
             + rows
             + _labelled_by_field(by, f"{share * 100:g} %" if len(shares) > 1 else "")
@@ -260,7 +272,7 @@ def _log() -> dict[str, tuple[Object, ...]]:
         "log.rate": (_sum(rows, pod, function="count"),),
         "log.errors": (_ratio(_ones(_rows("request", duration, _LOG, _FAILED)), _ones(rows), pod),),
         "log.duration": (
-            _target(
+            _line(
                 rows
                 + _label(pod)
                 + "  |> aggregateWindow(every: v.windowPeriod, createEmpty: false, "
@@ -289,7 +301,7 @@ def _events() -> dict[str, tuple[Object, ...]]:
     kills = _rows("oom", _field("process.memory.usage"), _POD)
     failed = _rows("dns", _COUNT, _POD, _FAILED)
     return {
-        "oom.kills": (_target(kills + _label(workload) + _windows("count")),),
+        "oom.kills": (_line(kills + _label(workload) + _windows("count")),),
         "oom.table": (_table("oom", "oom.table", _POD),),
         "listen.usage": (
             _highest(_rows("listen", _field("podscope.listen.queue.usage"), _POD), pod),
@@ -323,6 +335,16 @@ def _events() -> dict[str, tuple[Object, ...]]:
     }
 
 
+def _lost() -> dict[str, tuple[Object, ...]]:
+    rows = _rows("lost", _COUNT, ("cluster", "instance"))
+    by = (TAGS["instance"], "reason")
+    summed = rows + _grouped(by) + "  |> sum()\n"
+    return {
+        "lost.rate": (_sum(rows, by),),
+        "lost.table": (_target(summed + '  |> rename(columns: {_value: "lost"})\n  |> group()\n'),),
+    }
+
+
 def _values(name: str) -> str:
     return (
         'import "influxdata/influxdb/v1"\n'
@@ -339,18 +361,21 @@ _TARGETS: dict[str, tuple[Object, ...]] = {
     **_pod(),
     **_log(),
     **_events(),
+    **_lost(),
 }
 FLUX = Source(
     name="flux",
     title="Flux",
     plugin="influxdb",
     targets=_TARGETS,
-    variables={
-        name: _values(name)
-        for name in ("cluster", "namespace", "workload", "pod", "node", "service", "side")
-    },
+    variables={name: _values(name) for name in TAGS},
     all_values=dict.fromkeys(TAGS, ".*"),
-    columns={key: columns for key, columns in COLUMNS.items() if key in _TARGETS},
+    # Versions of Grafana differ in what they call the column of times.
+    columns={
+        key: ({"_time": "Time"} if "Time" in columns else {}) | columns
+        for key, columns in COLUMNS.items()
+        if key in _TARGETS
+    },
     legends={key: f"${{__field.labels.{_BY}}}" for key in _TARGETS if key not in COLUMNS},
     least="10s",
 )

@@ -19,6 +19,7 @@ TAGS = {
     "node": "k8s.node.name",
     "service": "k8s.service.name",
     "side": "side",
+    "instance": "host.name",
 }
 _OVERVIEW = ("cluster", "namespace", "workload", "node")
 _POD = ("cluster", "namespace", "workload", "pod", "node")
@@ -249,6 +250,14 @@ def _events() -> dict[str, tuple[Object, ...]]:
     }
 
 
+def _lost() -> dict[str, tuple[Object, ...]]:
+    where, by = _where(("cluster", "instance")), (TAGS["instance"], "reason")
+    return {
+        "lost.rate": (_lines(f"{_TOTAL} {_A_SECOND}", _measurement("lost"), where, by),),
+        "lost.table": (_table(f"{_TOTAL} AS lost", _measurement("lost"), where, by),),
+    }
+
+
 def _values(name: str, *above: str) -> str:
     """Values of a tag, of what the variables before it leave."""
     where = " AND ".join(f'"{TAGS[one]}" =~ /^${one}$/' for one in above)
@@ -327,6 +336,7 @@ COLUMNS = {
         "duration": "Duration (s)",
         "podscope.tcp.drop.reason": "Reason of the drop",
     },
+    "lost.table": {"host.name": "Agent", "reason": "Reason", "lost": "Exchanges"},
     "dns.table": {
         "dns.question.name": "Name",
         "error.type": "Error",
@@ -348,6 +358,7 @@ INFLUXQL = Source(
         **_pod(),
         **_log(),
         **_events(),
+        **_lost(),
     },
     variables={
         "cluster": _values("cluster"),
@@ -357,6 +368,7 @@ INFLUXQL = Source(
         "node": _values("node", "cluster"),
         "service": _values("service", "cluster", "namespace"),
         "side": _values("side"),
+        "instance": _values("instance", "cluster"),
     },
     all_values=dict.fromkeys(TAGS, ".*"),
     columns=COLUMNS,

@@ -14,6 +14,7 @@ from podscope.dashboards.panels import Object
 from podscope.schema import Field
 from podscope.sinks import elastic_templates as templates
 from podscope.sinks.elastic_templates import Asset
+from podscope.trace import jobs
 from podscope.trace import scripts
 from podscope.trace.jobs import ROWS_LABEL
 
@@ -234,6 +235,15 @@ def filebeat(dataset: str = "default") -> Object:
             "password": "${ELASTICSEARCH_PASSWORD:}",
         },
     }
+
+
+def example_job() -> Object:
+    """A Job whose log has the rows of a script; of the node NODE."""
+    script = scripts.load("tcplife")
+    request = jobs.Request(
+        name="podscope-trace-tcplife", program=script.text, rows=script.name, deadline=60
+    )
+    return jobs.job(request, jobs.Part("NODE"))
 
 
 def _has(label: str, value: str) -> Object:

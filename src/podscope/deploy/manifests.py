@@ -102,14 +102,10 @@ def objects(
     _check_queues(whole, _queue(template["spec"])["sizeLimit"])
     if not servers:
         return made
-    chosen = stack.chosen(servers, namespace, _cluster(made[-2]))
+    chosen = stack.chosen(servers, namespace, whole.cluster)
     _send_to(made[-2], stack.sinks(chosen))
     stack.mount(chosen, template["spec"])
     return (*made[:-1], *stack.objects(chosen), made[-1])
-
-
-def _cluster(config_map: Object) -> str:
-    return decoded(from_yaml(config_map["data"][CONFIG], CONFIG), Config).cluster
 
 
 def _send_to(config_map: Object, sinks: Sequence[Object]) -> None:
