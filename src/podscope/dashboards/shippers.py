@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from podscope.dashboards.panels import Object
 from podscope.schema import Field
+from podscope.schema_metrics import SUMS
 from podscope.sinks import elastic_templates as templates
 from podscope.sinks.elastic_templates import Asset
 from podscope.trace import jobs
@@ -130,7 +131,7 @@ def agent_pipeline(kinds: Mapping[str, Sequence[Field]], dataset: str = "default
     known = {
         kind: {
             "stream": templates.stream(kind, dataset),
-            "event": "metric" if kind in templates.SUMS else "event",
+            "event": "metric" if kind in templates.SUMS | SUMS else "event",
             "names": {old: new for old, new in templates.names(fields).items() if old != new},
         }
         for kind, fields in kinds.items()
