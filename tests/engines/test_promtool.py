@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
+from podscope.deploy import manifests
 from podscope.sinks import prometheus
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
@@ -71,3 +72,26 @@ def test_openmetrics_parser_reads_all_with_types_and_units():
         "podscope_agent_source_up": ("gauge", ""),
     }
     assert all(family.documentation for family in families.values())
+
+
+def test_promtool_takes_the_configuration_of_the_stacks_prometheus(tmp_path):
+    # GIVEN
+    promtool = os.environ.get("PROMTOOL") or shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("no promtool: install it, or set PROMTOOL to its path")
+    made = manifests.objects("watch", servers="prometheus")
+    (config,) = (one for one in made if one["metadata"]["name"] == "podscope-prometheus"
+                 and one["kind"] == "ConfigMap")  # fmt: skip
+    file = tmp_path / "prometheus.yml"
+    file.write_text(config["data"]["prometheus.yml"])
+
+    # WHEN
+    done = subprocess.run(
+        [promtool, "check", "config", "--syntax-only", str(file)],
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+
+    # THEN
+    assert done.returncode == 0, done.stderr
