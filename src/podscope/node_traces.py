@@ -161,6 +161,13 @@ class Running:
     journal: Journal
     began: float
     ended: float = 0.0
+    stop_asked: bool = False
+
+    def stop(self) -> None:
+        """As Ctrl-C does; it has no handler for that before it has said its first word."""
+        self.stop_asked = True
+        if self.journal.now() and self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
 
     def told(self) -> dict[str, Any]:
         """As a line of a list."""
@@ -233,9 +240,7 @@ class NodeTraces:
 
     def stop(self, name: str, part: str) -> None:
         """As Ctrl-C does. Raises UsageError: there is none."""
-        one = self._find(name, part)
-        if one.process.poll() is None:
-            one.process.send_signal(signal.SIGINT)
+        self._find(name, part).stop()
 
     def listed(self) -> str:
         """JSON lines."""
@@ -298,8 +303,12 @@ class NodeTraces:
 def _collect(one: Running) -> None:
     """Keeps what a trace says."""
     assert one.process.stdout is not None
+    first = True
     while piece := os.read(one.process.stdout.fileno(), 1 << 16):
         one.journal.add(piece)
+        if first and one.stop_asked:
+            one.stop()
+        first = False
     one.process.wait()
     one.process.stdout.close()
     one.ended = time.time()

@@ -163,3 +163,14 @@ def test_a_journal_keeps_the_last_whole_lines(lengths, most):
     assert kept.count(b"\n") == 0 or kept.splitlines(keepends=True) == lines[-kept.count(b"\n") :]
     assert len(kept) <= most or len(lines) == 1
     assert journal.now() == kept
+
+
+def test_a_trace_that_is_stopped_before_it_has_begun_ends_once_it_has(traces):
+    # GIVEN / WHEN
+    traces.begin(asked())
+    traces.stop("podscope-trace-1", "a")
+
+    # THEN
+    said = b"".join(traces.follow("podscope-trace-1", "a"))
+    assert said.splitlines()[-1] == b"end"
+    wait(lambda: told(traces)[0]["state"] == "Completed")

@@ -303,3 +303,30 @@ def test_a_part_that_joins_later_is_in_and_its_node_is_one_node():
     # THEN
     assert answers[-1].maps["@"].to_dict() == {("node-a",): 11}
     assert following.states() == {"node-a": ("ended", "")}
+
+
+def test_one_that_does_not_listen_yet_is_told_again_to_end():
+    # GIVEN
+    end = threading.Event()
+    log, whole = said("a", 1, "hello\n", last=False), said("a", 2, "hello\n")
+    place = Place({"a": [Seen("pod-a")]}, {"pod-a": [[log, end, whole]]})
+    stop = place.stop
+    failing = [PodscopeError("connection refused"), OSError("connection reset")]
+
+    def refusing(*asked):
+        if failing:
+            raise failing.pop()
+        stop(*asked)
+
+    place.stop = refusing
+    place.on_stop = lambda speaker: end.set()
+
+    # WHEN
+    with Following(place, kept("a"), interval=0.05) as following:
+        for answer in following:
+            if answer.lines:
+                following.stop()
+
+    # THEN
+    assert place.stopped == ["pod-a"]
+    assert following.states() == {"node-a": ("ended", "")}

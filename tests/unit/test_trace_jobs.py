@@ -221,3 +221,12 @@ def test_a_job_for_log_shippers_has_the_label_of_its_rows_and_writes_them():
     assert spec["metadata"]["labels"][jobs.ROWS_LABEL] == "tcplife"
     arguments = spec["spec"]["containers"][0]["args"]
     assert arguments[arguments.index("--form") + 1] == "json"
+
+
+def test_containers_can_be_named_one_by_one_with_their_pod():
+    # GIVEN / WHEN
+    (part,) = jobs.on_pods([pod("a", "n1", "app", "side", "ended")], each=True)
+
+    # THEN
+    assert part.targets == (f"container/0{ID[1:]}", f"container/1{ID[1:]}")
+    assert part.pods == ("a", "a")

@@ -24,6 +24,7 @@ def parts(
     *,
     container: str = "",
     one: bool = False,
+    each: bool = False,
 ) -> tuple[Part, ...]:
     """The nodes of a trace, with what to look at on each.
 
@@ -34,6 +35,7 @@ def parts(
         cluster: what is known of owners and Services.
         container: only containers of this name.
         one: each pod must have one container, or ``container`` say which.
+        each: name each container by itself.
 
     Raises:
         UsageError: nothing of the target runs, or it is of both kinds.
@@ -49,7 +51,7 @@ def parts(
         return jobs.on_nodes(nodes)
     has = asked.rule()
     wanted = [pod for pod in pods if has(_identity(pod, cluster), pod)]
-    return jobs.on_pods(wanted, container, one=one)
+    return jobs.on_pods(wanted, container, one=one, each=each)
 
 
 def _identity(pod: Pod, cluster: Cluster) -> Identity:

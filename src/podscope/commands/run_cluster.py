@@ -78,12 +78,14 @@ class Asked:
         container: only containers of this name.
         one: each pod must have one, or ``container`` say which.
         all_nodes: every node.
+        each: name each container by itself, so that one which is started again is a new target.
     """
 
     scope: Scope
     container: str = ""
     one: bool = False
     all_nodes: bool = False
+    each: bool = False
 
     @property
     def of_pods(self) -> bool:
@@ -106,7 +108,9 @@ def run(chosen: Options, args: argparse.Namespace) -> int:
     with Lifetime() as lifetime, Ways(server, args.agent_namespace) as ways:
         by_agents = _by_agents(asked, args, parts, ways)
         if by_agents:
-            kept = ways.agents.create(request, parts)
+            # An agent may not reach the maps of its bpftrace, to tell it of new cgroups.
+            asked = replace(asked, each=True)
+            kept = ways.agents.create(request, _parts(asked, server))
         else:
             kept = ways.jobs.create(request, parts, change)
         nodes = f"{len(kept.nodes)} node{'s' if len(kept.nodes) > 1 else ''}"
@@ -129,7 +133,14 @@ def run(chosen: Options, args: argparse.Namespace) -> int:
             lifetime.begin(lambda: stop(following, lifetime))
             places = ("node", "pod") if asked.of_pods and chosen.confine else ("node",)
             view = showing.View(chosen.form, chosen.script.name, chosen.script.columns, places)
-            return show(InCluster(following, chosen.target, speaks), view, out)
+            try:
+                return show(InCluster(following, chosen.target, speaks), view, out)
+            except KeyboardInterrupt:
+                name = kept.name.removeprefix(traces.PREFIX)
+                print(
+                    f"podscope: 'podscope get {name}' shows whether it has ended", file=sys.stderr
+                )
+                raise
 
 
 def _by_agents(
@@ -317,7 +328,9 @@ def _parts(asked: Asked, server: ApiServer) -> tuple[jobs.Part, ...]:
             for one in _list(connection, path, Page[EndpointSlice]):
                 cluster.slice_changed(None, one)
         one = asked.one
-        parts = placement.parts(asked.scope, pods, cluster, container=asked.container, one=one)
+        parts = placement.parts(
+            asked.scope, pods, cluster, container=asked.container, one=one, each=asked.each
+        )
         return jobs.one_by_one(parts) if one else parts
     finally:
         finder.close()

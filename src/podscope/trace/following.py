@@ -87,6 +87,8 @@ class Speaker:
         state: ``starting``, ``running``, ``ended`` or ``failed``.
         why: what keeps it from starting, or made it fail.
         speaker: where it is heard; empty: not known yet.
+        is_stopping: whether it is told to end.
+        joined: whether it came to the trace later.
     """
 
     job: KeptJob
@@ -95,6 +97,8 @@ class Speaker:
     why: str = ""
     speaker: str = ""
     thread: threading.Thread | None = None
+    is_stopping: bool = False
+    joined: bool = False
 
     @property
     def done(self) -> bool:
@@ -238,7 +242,7 @@ class Following:
         """Follows one more Job of the trace."""
         with self._lock:
             if job.name not in self._speakers:
-                self._speakers[job.name] = self._speaker(job)
+                self._speakers[job.name] = replace(self._speaker(job), joined=True)
                 self.kept = replace(self.kept, jobs=(*self.kept.jobs, job))
 
     # --- how ----------------------------------------------------------------------------------
@@ -310,12 +314,21 @@ class Following:
                 one.speaker = found.speaker
                 one.thread = threading.Thread(target=self._listen, args=(one,), daemon=True)
                 one.thread.start()
+                if self._stopping.is_set():
+                    self._stop_soon(one)
             elif found.final:
                 self._end(one, FAILED, found.why)
             elif self._stopping.is_set():
-                with suppress(PodscopeError):
+                with suppress(PodscopeError, OSError):
                     self._place.drop(self.kept, one.job)
                 self._end(one, FAILED, found.why or "was ended before it began")
+                self._forget(one)
+
+    def _forget(self, one: Speaker) -> None:
+        """One that came late and has not begun is no node that is missing."""
+        with self._lock:
+            if one.joined:
+                self._speakers.pop(one.job.name, None)
 
     def _end(self, one: Speaker, state: str, why: str = "") -> None:
         with self._lock:
@@ -382,21 +395,26 @@ class Following:
             self._end(one, FAILED, found.why or one.why or "ended without its last values")
 
     def _stop_all(self) -> None:
-        threads = [
-            threading.Thread(target=self._stop_one, args=(one,), daemon=True)
-            for one in self._now()
-            if one.speaker and not one.done
-        ]
         self._looked.set()
-        for thread in threads:
-            thread.start()
+        for one in self._now():
+            if one.speaker and not one.done:
+                self._stop_soon(one)
+
+    def _stop_soon(self, one: Speaker) -> None:
+        """Tells one to end, once: it may not listen yet, or its node be away for a moment."""
+        with self._lock:
+            if one.is_stopping:
+                return
+            one.is_stopping = True
+        threading.Thread(target=self._stop_one, args=(one,), daemon=True).start()
 
     def _stop_one(self, one: Speaker) -> None:
-        try:
-            self._place.stop(self.kept, one.speaker)
-        except (PodscopeError, OSError) as error:
-            if one.done:
+        while not one.done and not self._closed.is_set():
+            try:
+                self._place.stop(self.kept, one.speaker)
                 return
-            one.why = f"could not be told to end: {error}"
-            if isinstance(error, KubernetesError) and error.status == _FORBIDDEN:
-                self._end(one, FAILED, f"{one.why}; 'podscope delete' ends it")
+            except (PodscopeError, OSError) as error:
+                one.why = f"could not be told to end: {error}"
+                if isinstance(error, KubernetesError) and error.status == _FORBIDDEN:
+                    self._end(one, FAILED, f"{one.why}; 'podscope delete' ends it")
+            self._closed.wait(_SOON_SECONDS)

@@ -29,12 +29,14 @@ class HostTarget:
         directories: cgroups of version 2, with all that is below them; empty for processes.
         pids: of processes; empty for a target of cgroups.
         missing: why parts of it were not found, where that is no error.
+        is_whole: whether nothing is expected to join it: it is made of containers.
     """
 
     text: str
     directories: tuple[str, ...] = ()
     pids: tuple[int, ...] = ()
     missing: tuple[str, ...] = ()
+    is_whole: bool = False
 
     def cgroups(self) -> dict[int, str]:
         """Ids of all cgroups of the target as it is now, with their directories.
@@ -108,13 +110,17 @@ def find_some(names: Mapping[str, str], root: str) -> dict[str, HostTarget]:
     gone: dict[str, UsageError] = {}
     for text, name in names.items():
         try:
-            found[name] = find(text, root)
+            one = find(text, root)
         except UsageError as error:
             gone[name] = error
+            continue
+        found[name] = together([found[name], one]) if name in found else one
     if not found:
         raise next(iter(gone.values()))
     return found | {
-        name: HostTarget(name, missing=(f"{name}: {error}",)) for name, error in gone.items()
+        name: HostTarget(name, missing=(f"{name}: {error}",))
+        for name, error in gone.items()
+        if name not in found
     }
 
 
@@ -126,7 +132,8 @@ def together(found: Sequence[HostTarget]) -> HostTarget:
     if pids and directories:
         raise UsageError(f"TARGET: {text}: processes and others do not go together")
     missing = tuple(why for one in found for why in one.missing)
-    return HostTarget(text, directories, pids, missing)
+    is_whole = all(one.is_whole for one in found if one.directories)
+    return HostTarget(text, directories, pids, missing, is_whole)
 
 
 def _process(text: str, name: str) -> HostTarget:
@@ -175,7 +182,7 @@ def _container(text: str, name: str, root: str) -> HostTarget:
         some = ", ".join(one[:12] for one in sorted(found)[:5])
         raise UsageError(f"TARGET: {text}: more than one container: {some}; give more of the id")
     ((_, directories),) = found.items()
-    return HostTarget(text, (min(directories, key=len),))
+    return HostTarget(text, (min(directories, key=len),), is_whole=True)
 
 
 def _below(top: str) -> Iterator[str]:

@@ -96,7 +96,9 @@ def on_nodes(nodes: Iterable[str]) -> tuple[Part, ...]:
     return tuple(Part(node) for node in dict.fromkeys(nodes))
 
 
-def on_pods(pods: Iterable[Pod], container: str = "", *, one: bool = False) -> tuple[Part, ...]:
+def on_pods(
+    pods: Iterable[Pod], container: str = "", *, one: bool = False, each: bool = False
+) -> tuple[Part, ...]:
     """A trace of pods: their nodes, with what to look at there.
 
     A pod is named by its UID, so that containers which start later are in; a container by its id.
@@ -106,6 +108,7 @@ def on_pods(pods: Iterable[Pod], container: str = "", *, one: bool = False) -> t
         container: only the container of this name of each.
         one: each pod must have one container, or ``container`` say which: for a program that asks
             for ``$container_pid``.
+        each: name each container of a pod by itself, and not the pod.
 
     Raises:
         UsageError: none runs, none has such a container, or one is to be chosen.
@@ -116,10 +119,9 @@ def on_pods(pods: Iterable[Pod], container: str = "", *, one: bool = False) -> t
     by_node: dict[str, list[tuple[str, str]]] = {}
     several = len({pod.metadata.namespace for pod in running}) > 1
     for pod in running:
-        target = _container_target(pod, container) if container else _pod_target(pod, one=one)
-        if target:
-            space = f"{pod.metadata.namespace}/" if several else ""
-            name = f"{space}{pod.metadata.name}"
+        space = f"{pod.metadata.namespace}/" if several else ""
+        name = f"{space}{pod.metadata.name}"
+        for target in _targets(pod, container, one=one, each=each):
             by_node.setdefault(pod.spec.node_name, []).append((target, name))
     if not by_node:
         names = sorted({one.name for pod in running for one in pod.spec.containers or ()})
@@ -130,6 +132,16 @@ def on_pods(pods: Iterable[Pod], container: str = "", *, one: bool = False) -> t
         Part(node, tuple(target for target, _ in found), tuple(name for _, name in found))
         for node, found in sorted(by_node.items())
     )
+
+
+def _targets(pod: Pod, container: str, *, one: bool, each: bool) -> list[str]:
+    if container:
+        found = [_container_target(pod, container)]
+    elif each:
+        found = [_container_target(pod, status.name) for status in pod.status.all_containers]
+    else:
+        found = [_pod_target(pod, one=one)]
+    return [target for target in found if target]
 
 
 def one_by_one(parts: Iterable[Part]) -> tuple[Part, ...]:

@@ -411,7 +411,8 @@ class Trace:
         except PodscopeError as error:
             # It says that it attaches before all is made; once a probe has run, all is there.
             if self._output.begun:
-                self.notes.append(f"{error}: what joins the target later is not seen")
+                if not self._target.is_whole:
+                    self.notes.append(f"{error}: what joins the target later is not seen")
                 self._target = None
 
     def _leave_target(self) -> None:
