@@ -57,6 +57,9 @@ def test_counts_are_exact_and_confined_and_a_later_pod_is_in(cluster):
     program = marking('@ = count(); @h = hist(7); printf("mark\\n");')
     path = f"{traces.DEPLOYMENTS}/web"
 
+    def marks(pod: str) -> int:
+        return sum(one.get("pod") == pod and one["text"] == "mark\n" for one in tracing.lines)
+
     # WHEN
     with Tracing(cluster, "deploy/web", "-e", program, "--by", "pod") as tracing:
         for neighbour in busy:
@@ -66,9 +69,8 @@ def test_counts_are_exact_and_confined_and_a_later_pod_is_in(cluster):
         # AND a container starts again
         again = next(iter(web))
         mark(cluster, again, "exit")
-        marks = sum(one.get("pod") == again for one in tracing.lines)
         restarted = 0
-        while sum(one.get("pod") == again for one in tracing.lines) <= max(marks, 10):
+        while marks(again) <= 10:
             mark(cluster, again, 1)
             restarted += 1
             assert restarted < 200
@@ -77,7 +79,7 @@ def test_counts_are_exact_and_confined_and_a_later_pod_is_in(cluster):
         wait(lambda: len(pods(cluster, "web")) == 3, PATIENCE)
         (later,) = pods(cluster, "web").keys() - web.keys()
         asked = 0
-        while not any(one.get("pod") == later for one in tracing.lines):
+        while not marks(later):
             mark(cluster, later, 1)
             asked += 1
             assert asked < 200
