@@ -216,6 +216,25 @@ def test_rows_that_are_refused_are_dropped_counted_and_told(start, told):
     assert told[0] == "sink recorder: 3 rows refused: mapping conflict"
 
 
+def test_the_same_refusal_is_told_once_however_many_rows_it_takes(start, told):
+    # GIVEN
+    sink = Recorder(*[Refused("no such index")] * 3, Refused("mapping conflict"))
+    one = start(sink)
+
+    # WHEN
+    for tried, count in enumerate((3, 2, 1, 4), start=1):
+        one.put(records.request_batch(count))
+        wait_for(lambda tried=tried: len(sink.tried) == tried)
+    end(one)
+
+    # THEN
+    assert one.counts.dropped["refused"] == 10
+    assert told == [
+        "sink recorder: 3 rows refused: no such index",
+        "sink recorder: 4 rows refused: mapping conflict",
+    ]
+
+
 def test_the_good_rows_of_a_refused_bulk_are_sent(start):
     # GIVEN a server that takes the first row, refuses the second for ever and the others for now
     def some(rows):

@@ -340,12 +340,13 @@ class Delivery:
             self._refused(some, why)
         if error.unnamed:
             self._drop(error.unnamed, "refused")
-            self._fail(f"{error.unnamed} of {len(rows)} rows refused: {error}")
+            told = f"{error.unnamed} of {len(rows)} rows refused: {error}"
+            self._fail(told, f"refused: {error}")
 
     def _refused(self, rows: Rows, why: str) -> None:
         """Drops rows that the server will never take; beside a queue on disk they are kept."""
         self._drop(len(rows), "refused")
-        self._fail(f"{len(rows)} rows refused: {why}")
+        self._fail(f"{len(rows)} rows refused: {why}", f"refused: {why}")
         if not self._backlog.on_disk:
             return
         file = Path(self.settings.queue.path) / "refused.jsonl"
@@ -356,11 +357,16 @@ class Delivery:
         except OSError as error:
             self._fail(f"cannot write to {file}: {error.strerror}")
 
-    def _fail(self, why: str) -> None:
-        """Tells of a failure once, until it is another one or rows are sent again."""
+    def _fail(self, why: str, kind: str = "") -> None:
+        """Tells of a failure once, until it is another one or rows are sent again.
+
+        Args:
+            why: one line.
+            kind: the same for what is not to be told again; empty: ``why``.
+        """
         told = " ".join(why.split())
-        if told != self._broken:
-            self._broken = told
+        if (kind or told) != self._broken:
+            self._broken = kind or told
             self._tell(f"sink {self.settings.title}: {told}")
 
     def _end(self) -> None:
