@@ -67,7 +67,7 @@ def place(request: Any) -> Place:
 
 def fill_traces(server: Server, seconds: int) -> None:
     """Rows of scripts, by the pipelines."""
-    for asset in shippers.assets(files.kinds_of_rows(), "dashboards"):
+    for asset in shippers.assets(files.kinds_of_rows(), "dashboards", ilm=False):
         assert server.ask(asset.path, asset.body, method="PUT")["acknowledged"]
     for script in {one["script"] for one in recorded.traced()}:
         rows = [one["row"] for one in recorded.traced() if one["script"] == script]

@@ -18,6 +18,7 @@ from podscope.__main__ import main
 from podscope.commands import dashboards as command
 from podscope.dashboards import files
 from podscope.dashboards import kibana
+from podscope.dashboards import shippers
 from podscope.dashboards.panels import BOARDS
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
@@ -226,3 +227,36 @@ def test_guide_tells_of_every_panel_which_data_sources_have_it(board):
 @pytest.mark.parametrize("page", kibana.PAGES, ids=lambda page: page.key)
 def test_guide_names_every_panel_of_a_saved_dashboard(page):
     assert f"| {page.title} | {', '.join(one.title for one in page.visuals)} |" in GUIDE
+
+
+# --- log shippers -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["elasticsearch", "opensearch"])
+def test_setup_makes_templates_of_all_rows_and_the_pipelines(kind, tmp_path, capsys):
+    # GIVEN
+    file = tmp_path / "podscope.yaml"
+    file.write_text(f"sinks: [{{type: {kind}, url: 'http://127.0.0.1:1'}}]\n")
+
+    # WHEN
+    code = main(["sinks", "setup", "--pipelines", "--dry-run", "--config", str(file)])
+
+    # THEN
+    told = capsys.readouterr().out
+    paths = re.findall(r"^PUT (.*)$", told, re.M)
+    assert code == 0
+    wanted = [asset.path for asset in shippers.assets(files.kinds_of_rows())]
+    assert set(wanted) <= set(paths)
+    for rows in files.kinds_of_rows():
+        assert f"/_index_template/podscope-{rows}" in paths
+    # Indexes of Elasticsearch name the policy by which they go; OpenSearch's policy names them.
+    named = told.count('"index.lifecycle.name": "podscope"')
+    components = sum("/_component_template/" in path for path in set(paths))
+    assert named == (components if kind == "elasticsearch" else 0)
+
+
+def test_columns_of_all_scripts_with_a_time_have_a_name_and_a_type():
+    for script in shippers.row_scripts():
+        assert set(script.columns) <= set(shippers.COLUMNS)
+        names = [shippers.COLUMNS[column][0] for column in script.columns]
+        assert len(set(names)) == len(names)

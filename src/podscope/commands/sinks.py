@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Mapping
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 from typing import Any
 
@@ -19,6 +22,7 @@ from podscope.errors import UsageError
 if TYPE_CHECKING:
     import argparse
 
+    from podscope.schema import Field
     from podscope.sinks.elastic_templates import Asset
     from podscope.sinks.plugin import SinkSettings
 
@@ -81,20 +85,26 @@ def _lines(settings: Any, others: Sequence[str], args: argparse.Namespace) -> It
     services = schema.told(schema.HTTP, BY_SERVICE)
     kinds = {"http": schema.HTTP, SERVICE: services, "request": schema.REQUEST}
     kinds |= {kind: fields_of(kind) for kind in others} | {"lost": schema_metrics.LOST}
-    more: Sequence[Asset] = ()
+    more: Callable[[bool], Sequence[Asset]] | None = None
     if args.pipelines:
         from podscope.dashboards import files
-        from podscope.dashboards import shippers
 
         kinds = files.kinds_of_rows() | kinds
-        more = shippers.assets(kinds, settings.dataset)
+        more = partial(_pipelines, kinds, settings.dataset)
     if not args.dry_run:
         for line in elasticsearch.setup(settings, kinds, more):
             yield f"{settings.title}: {line}"
         return
     sink = elasticsearch.Elasticsearch(settings)
     made = [asset for kind, fields in kinds.items() for asset in sink.assets(kind, fields)]
-    for asset in (*made, *more):
+    made += more(settings.type == "elasticsearch") if more is not None else ()
+    for asset in made:
         yield f"PUT {asset.path}"
         yield json.dumps(asset.body, indent=2)
     sink.close()
+
+
+def _pipelines(kinds: Mapping[str, Sequence[Field]], dataset: str, ilm: bool) -> Sequence[Asset]:
+    from podscope.dashboards import shippers
+
+    return shippers.assets(kinds, dataset, ilm=ilm)

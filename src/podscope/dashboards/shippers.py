@@ -182,8 +182,8 @@ def _pipeline(name: str, text: str, script: str, params: Object, dataset: str) -
     return Asset(f"/_ingest/pipeline/{name}", body)
 
 
-def trace_templates(script: scripts.Script) -> tuple[Asset, Asset]:
-    """The templates of a script's rows."""
+def trace_templates(script: scripts.Script, *, ilm: bool) -> tuple[Asset, Asset]:
+    """The templates of a script's rows; ``ilm``: Elasticsearch deletes them by their age."""
     properties: Object = {
         "event.dataset": {"type": "keyword"},
         "event.kind": {"type": "keyword"},
@@ -195,7 +195,11 @@ def trace_templates(script: scripts.Script) -> tuple[Asset, Asset]:
         properties[name] = {"type": kind, **more}
     name = f"podscope-trace-{script.name}"
     mappings = {"date_detection": False, "properties": properties}
-    component = {"template": {"mappings": mappings}, "version": templates.VERSION}
+    settings = {"index.lifecycle.name": "podscope"} if ilm else {}
+    component = {
+        "template": {"settings": settings, "mappings": mappings},
+        "version": templates.VERSION,
+    }
     index = {
         "index_patterns": [script_stream(script.name, "*")],
         "data_stream": {},
@@ -209,11 +213,21 @@ def trace_templates(script: scripts.Script) -> tuple[Asset, Asset]:
     )
 
 
-def assets(kinds: Mapping[str, Sequence[Field]], dataset: str = "default") -> list[Asset]:
-    """All that a server needs for these rows beside the templates of their kinds."""
-    made = [agent_pipeline(kinds, dataset)]
+def assets(
+    kinds: Mapping[str, Sequence[Field]], dataset: str = "default", *, ilm: bool = True
+) -> list[Asset]:
+    """All that a server needs for these rows beside the templates of their kinds.
+
+    Args:
+        kinds: fields of all kinds of rows.
+        dataset: end of the data streams' names.
+        ilm: the server has Elasticsearch's lifecycle management, with podscope's policy.
+    """
+    can = templates.Abilities(lifecycle=ilm, histograms=False)
+    made = [*templates.templates(UNREAD, (), opensearch=False, can=can)]
+    made.append(agent_pipeline(kinds, dataset))
     for script in row_scripts():
-        made += [*trace_templates(script), trace_pipeline(script, dataset)]
+        made += [*trace_templates(script, ilm=ilm), trace_pipeline(script, dataset)]
     return made
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -143,7 +144,7 @@ class Elasticsearch:
                 yield f"/_index_template/{templates.template_name(kind)} is there already"
                 return
             before = before if before.version == templates.VERSION else None
-        yield self._put_lifecycle()
+        yield self.put_lifecycle()
         for asset in self._put_templates(kind, fields, before):
             yield f"{asset.path} made"
         yield from self._roll_over(templates.stream(kind, self._settings.dataset))
@@ -199,7 +200,13 @@ class Elasticsearch:
         if not answer.is_success:
             raise Refused(self._client.said(answer))
 
-    def _put_lifecycle(self) -> str:
+    @property
+    def has_ilm(self) -> bool:
+        """Whether indexes can name a policy of Elasticsearch; known after ``put_lifecycle``."""
+        return self._can.lifecycle and not self._opensearch
+
+    def put_lifecycle(self) -> str:
+        """Makes the retention where it is missing; tells what it has found or made."""
         asset = self._lifecycle()
         answer = self._client.send("GET", asset.path)
         if answer.status_code == 400 and _NO_HANDLER in answer.text:
@@ -223,9 +230,14 @@ class Elasticsearch:
 def setup(
     settings: ElasticsearchSettings,
     kinds: Mapping[str, Sequence[Field]],
-    more: Sequence[templates.Asset] = (),
+    more: Callable[[bool], Sequence[templates.Asset]] | None = None,
 ) -> Iterator[str]:
-    """Prepares a server for some kinds of rows, and makes ``more``; tells of what is made.
+    """Prepares a server for some kinds of rows; tells of what is made.
+
+    Args:
+        settings: of the sink that leads to the server.
+        kinds: fields by kind.
+        more: gives further objects; it is told whether the server has Elasticsearch's lifecycles.
 
     Raises:
         PodscopeError: the server cannot, or does not let us.
@@ -234,9 +246,11 @@ def setup(
     try:
         for kind, fields in kinds.items():
             yield from sink.prepare(kind, fields)
-        for asset in more:
-            sink.put(asset)
-            yield f"{asset.path} made"
+        if more is not None:
+            yield sink.put_lifecycle()
+            for asset in more(sink.has_ilm):
+                sink.put(asset)
+                yield f"{asset.path} made"
     except (Unavailable, Refused) as error:
         raise PodscopeError(str(error)) from None
     finally:
