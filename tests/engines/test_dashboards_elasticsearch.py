@@ -174,6 +174,19 @@ def test_a_chosen_namespace_narrows_a_panel(place):
     assert {bucket["keys"][0] for bucket in buckets} == {"login", "store"}
 
 
+def test_a_beginning_of_a_path_narrows_the_request_log(place):
+    # GIVEN what a user types, as Grafana escapes it for Lucene
+    query = next(one for one in queries(SOURCE) if one.panel == "Request log")
+    values = all_of(dashboards(SOURCE)["requests"]) | {"path": r"\/products\/"}
+
+    # WHEN
+    hits = search(place, query.target, values)["hits"]["hits"]
+
+    # THEN
+    paths = {hit["_source"]["url.path"] for hit in hits}
+    assert paths and all(path.startswith("/products/") for path in paths)
+
+
 def test_rows_without_a_field_are_among_all_and_not_among_chosen_ones(place):
     # GIVEN the drop of a packet, which was nobody's
     query = next(one for one in queries(SOURCE) if one.panel == "Events of TCP")

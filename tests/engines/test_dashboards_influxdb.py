@@ -133,6 +133,25 @@ def test_a_chosen_namespace_narrows_a_panel_in_influxql(filled):
     assert {one["tags"]["k8s.namespace.name"] for one in found} == {"login", "store"}
 
 
+@pytest.mark.parametrize("language", ["influxql", "flux"])
+def test_a_beginning_of_a_path_narrows_the_request_log(request, language):
+    # GIVEN what a user types, as Grafana escapes it for a regular expression
+    place = request.getfixturevalue("filled" if language == "influxql" else "with_flux")
+    query = next(one for one in queries(language) if one.panel == "Request log")
+    values = all_of(dashboards(language)["requests"]) | {"path": r"\/products\/"}
+
+    # WHEN
+    if language == "flux":
+        paths = {one["url.path"] for one in flux(place, query.target["query"], values)}
+    else:
+        (found,) = influxql(place, query.target["query"], values)
+        place_of_path = found["columns"].index("url.path")
+        paths = {row[place_of_path] for row in found["values"]}
+
+    # THEN
+    assert paths and all(path.startswith("/products/") for path in paths)
+
+
 # --- Flux -------------------------------------------------------------------------------------
 
 
