@@ -31,6 +31,7 @@ class Metric:
         column: of the rows; of a histogram that of the sum; empty: each row counts one.
         text: what it means.
         side: only of rows of this side; empty: of all.
+        whole: a series of which a part could not be told is left out from then on.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Metric:
     column: str
     text: str
     side: str = ""
+    whole: bool = False
 
     @property
     def prometheus_unit(self) -> str:
@@ -75,6 +77,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             "{connection}",
             "podscope.listen.overflows",
             "Handshakes dropped because the accept queue was full, where that can be told.",
+            whole=True,
         ),
         Metric(
             "podscope.listen.drops",

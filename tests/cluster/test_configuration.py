@@ -23,16 +23,23 @@ def restored(cluster) -> Iterator[None]:
     """The configuration is as before at the end."""
     before = cluster.get(CONFIG_MAP)["data"]
     yield
-    configure(cluster, before["config.yaml"])
-    wait(lambda: said(cluster, "taken up: interval", 2))
+    configure(cluster, before["config.yaml"], "taken up: interval", 2)
 
 
-def configure(cluster, text: str) -> None:
-    """Writes the ConfigMap, and has the kubelets look at it now and not within a minute."""
+def configure(cluster, text: str, words: str, times: int = 1) -> None:
+    """Writes the ConfigMap, and waits until each agent has said so."""
     patch(cluster, CONFIG_MAP, {"data": {"config.yaml": text}})
-    note = {"metadata": {"annotations": {"podscope-test/configured": str(time.time())}}}
-    for one in pods(cluster, AGENTS, "podscope"):
-        patch(cluster, f"api/v1/namespaces/podscope/pods/{one['metadata']['name']}", note)
+
+    def heard() -> bool:
+        # A pod that changes has its kubelet look at once, and not within a minute; that may
+        # still be a look too early.
+        time.sleep(2)
+        note = {"metadata": {"annotations": {"podscope-test/configured": str(time.time())}}}
+        for one in pods(cluster, AGENTS, "podscope"):
+            patch(cluster, f"api/v1/namespaces/podscope/pods/{one['metadata']['name']}", note)
+        return said(cluster, words, times)
+
+    wait(heard)
 
 
 def said(cluster, words: str, times: int = 1) -> bool:
@@ -46,17 +53,10 @@ def test_running_agents_take_up_what_is_safe_and_tell_the_rest(cluster, restored
     # GIVEN
     before = {one["metadata"]["uid"] for one in pods(cluster, AGENTS, "podscope")}
 
-    # WHEN / THEN
-    configure(cluster, "interval: 2s\n")
-    wait(lambda: said(cluster, "taken up: interval"))
-
-    # WHEN / THEN
-    configure(cluster, "interval: 2s\nlisten: :9436\n")
-    wait(lambda: said(cluster, "needs a restart: listen"))
-
-    # WHEN / THEN
-    configure(cluster, "interval: soon\n")
-    wait(lambda: said(cluster, "config.yaml:1: interval: not a duration: 'soon'"))
+    # WHEN / THEN each of these is heard
+    configure(cluster, "interval: 2s\n", "taken up: interval")
+    configure(cluster, "interval: 2s\nlisten: ':9999'\n", "needs a restart: listen")
+    configure(cluster, "interval: soon\n", "config.yaml:1: interval: not a duration: 'soon'")
     assert said(cluster, "the settings from before stay")
 
     # THEN all of that without a restart

@@ -172,7 +172,8 @@ def elastic(home: Path, work: Path, program: str, prefix: str, more: str) -> Ite
         f"network.host: 127.0.0.1\nhttp.port: {port}\ntransport.port: {free_port()}\n"
         f"discovery.type: single-node\npath.data: {work}/data\npath.logs: {work}/logs\n{more}"
     )
-    (work / "logs").mkdir()
+    for name in ("logs", "tmp"):
+        (work / name).mkdir()
     options = work / "config" / "jvm.options"
     options.write_text(options.read_text().replace("logs/gc.log", f"{work}/logs/gc.log"))
     user: list[str] = []
@@ -185,6 +186,9 @@ def elastic(home: Path, work: Path, program: str, prefix: str, more: str) -> Ite
         f"{prefix}_PATH_CONF": str(work / "config"),
         f"{prefix}_JAVA_HOME": str(java),
         f"{prefix}_JAVA_OPTS": "-Xms512m -Xmx512m -Djava.security.manager=allow",
+        # Nothing is left in /tmp.
+        f"{prefix}_TMPDIR": str(work / "tmp"),
+        "CLI_JAVA_OPTS": f"-Djava.io.tmpdir={work}/tmp",
         "HOME": str(work),
     }
     command = [*user, str(home / "bin" / program)]

@@ -172,12 +172,15 @@ def test_gauges_of_a_listener_go_with_it_and_its_counters_stay():
 
 
 def test_overflows_that_are_not_known_are_not_guessed():
-    # GIVEN / WHEN
-    found = samples(of(listener(drops=5, overflows=-1)))
+    # GIVEN / WHEN a listener of which they are known, and one of which they are not any more
+    told = listener(port=80, drops=5, overflows=4)
+    untold = listener(port=81, drops=5, overflows=-1)
+    found = samples(of(told, untold, told, listener(port=81)))
 
-    # THEN
-    assert [value for _, value in found["podscope_listen_overflows_total"]] == [0]
-    assert [value for _, value in found["podscope_listen_drops_total"]] == [5]
+    # THEN that has none: a part would look like all
+    (overflows,) = found["podscope_listen_overflows_total"]
+    assert (overflows[0]["server_port"], overflows[1]) == ("80", 8)
+    assert [value for _, value in found["podscope_listen_drops_total"]] == [10, 5]
 
 
 def test_series_beyond_the_cap_share_one_and_are_accounted_for():

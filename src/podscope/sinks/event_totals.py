@@ -183,7 +183,9 @@ class EventTotals:
     def _numbers(rows: Rows, metric: Metric) -> Array:
         if not metric.column:
             return np.ones(len(rows))
-        return np.asarray(np.nan_to_num(rows.columns[metric.column].astype(float)))
+        numbers = rows.columns[metric.column].astype(float)
+        # The sum of what is not known and anything is not known either.
+        return np.asarray(numbers if metric.whole else np.nan_to_num(numbers))
 
     def _places(self, rows: Rows) -> list[int]:
         told = [one for one in rows.fields if is_label(self._kind, one)]
