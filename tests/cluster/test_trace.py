@@ -19,6 +19,7 @@ from traces import SPACE
 from traces import Tracing
 from traces import listed
 from traces import mark
+from traces import marked_until
 from traces import marking
 from traces import pods
 from workloads import create
@@ -158,11 +159,7 @@ def test_what_joins_the_target_later_is_in_and_what_ends_leaves_its_counts(clust
             patch(cluster, path, {"spec": {"replicas": 5}})
             wait(lambda: len(pods(cluster, "web")) == 5, PATIENCE)
             (later,) = pods(cluster, "web").keys() - before.keys()
-            asked = 0
-            while not marks(later):
-                mark(cluster, later, 1)
-                asked += 1
-                assert asked < 200
+            asked = marked_until(cluster, later, lambda: marks(later) > 0)
             tracing.wait(lambda: marks(first) == 12)
             patch(cluster, path, {"spec": {"replicas": 4}})
             tracing.end()

@@ -13,6 +13,7 @@ from traces import SPACE
 from traces import Tracing
 from traces import listed
 from traces import mark
+from traces import marked_until
 from traces import marking
 from traces import pods
 from workloads import create
@@ -69,20 +70,12 @@ def test_counts_are_exact_and_confined_and_a_later_pod_is_in(cluster):
         # AND a container starts again
         again = next(iter(web))
         mark(cluster, again, "exit")
-        restarted = 0
-        while marks(again) <= 10:
-            mark(cluster, again, 1)
-            restarted += 1
-            assert restarted < 200
+        restarted = marked_until(cluster, again, lambda: marks(again) > 10)
         # AND a pod comes
         patch(cluster, path, {"spec": {"replicas": 3}})
         wait(lambda: len(pods(cluster, "web")) == 3, PATIENCE)
         (later,) = pods(cluster, "web").keys() - web.keys()
-        asked = 0
-        while not marks(later):
-            mark(cluster, later, 1)
-            asked += 1
-            assert asked < 200
+        asked = marked_until(cluster, later, lambda: marks(later) > 0)
         told = tracing.end()
     patch(cluster, path, {"spec": {"replicas": 2}})
 

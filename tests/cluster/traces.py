@@ -52,6 +52,18 @@ MAIN, SIDE = 8080, 8081
 Row = dict[str, Any]
 
 
+def marked_until(cluster, pod: str, heard: Callable[[], bool]) -> int:
+    """How many marks a pod has made until the trace has heard one of them."""
+    deadline = time.monotonic() + PATIENCE
+    made = 0
+    while not heard():
+        mark(cluster, pod, 1)
+        made += 1
+        time.sleep(0.1)
+        assert time.monotonic() < deadline, f"none of {made} marks was heard"
+    return made
+
+
 def marking(body: str = "@ = count();") -> str:
     """A program that does something at each mark, and tells each second that it runs."""
     return MARK.format(body=body)
