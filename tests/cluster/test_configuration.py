@@ -55,7 +55,7 @@ def test_running_agents_take_up_what_is_safe_and_tell_the_rest(cluster, restored
 
     # WHEN / THEN each of these is heard
     configure(cluster, "interval: 2s\n", "taken up: interval")
-    configure(cluster, "interval: 2s\nlisten: ':9999'\n", "needs a restart: listen")
+    configure(cluster, "interval: 2s\ncluster: other\n", "needs a restart: cluster")
     configure(cluster, "interval: soon\n", "config.yaml:1: interval: not a duration: 'soon'")
     assert said(cluster, "the settings from before stay")
 
