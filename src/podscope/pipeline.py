@@ -211,6 +211,16 @@ class Watch:
                 yield from self._intervals()
         yield from self.read()
 
+    def also(self, kinds: Sequence[str]) -> None:
+        """Starts the sources of further kinds; to be called before the iteration begins.
+
+        ``refused`` has those that this host cannot run.
+        """
+        feeds, refused = open_feeds(kinds, {})
+        self._feeds += tuple(feeds)
+        self._kinds += tuple(kinds)
+        self.refused |= refused
+
     def read(self) -> list[Batch]:
         """What has come since the last read: batches of the kinds asked for, at once.
 

@@ -150,7 +150,7 @@ class Command:
             **options,
         )
         if attached:
-            wait_for(lambda: links_of(self.process.pid) == LINKS or self.process.poll() is not None)
+            wait_for(lambda: links_of(self.process.pid) >= LINKS or self.process.poll() is not None)
 
     def __enter__(self) -> Command:
         return self

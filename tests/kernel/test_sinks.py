@@ -16,6 +16,8 @@ from http.server import BaseHTTPRequestHandler
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 
+from attached import wait_until_attached
+
 SECONDS = 60
 REQUESTS = 40
 
@@ -57,6 +59,7 @@ def watched(config: Path) -> subprocess.Popen[str]:
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
     )
     assert "watching" in started.stdout.readline()
+    wait_until_attached(started)  # sources beside HTTP start after that line
     return started
 
 

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import records
@@ -445,7 +446,8 @@ def test_up_adds_every_batch_and_prints_the_table_seldom_where_there_is_no_termi
     totals, ready, out = prometheus.Totals(), threading.Event(), io.StringIO()
 
     # WHEN
-    counted = up.counted(batches, totals, dict, dict, ready)
+    watched = SimpleNamespace(lost=dict, cost=dict, sources=dict)
+    counted = up.counted(batches, watched, totals, ready)
     up.show(counted, dict, http.Options(), out, "127.0.0.1:9435")
 
     # THEN

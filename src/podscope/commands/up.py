@@ -8,7 +8,9 @@ import sys
 import threading
 from collections.abc import Callable
 from collections.abc import Iterable
+from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from typing import TextIO
 
@@ -17,11 +19,13 @@ from podscope.commands.configured import add_config
 from podscope.commands.configured import add_interval
 from podscope.commands.configured import add_listen
 from podscope.commands.configured import add_sinks
+from podscope.commands.configured import events
 from podscope.commands.configured import follow
 from podscope.commands.configured import kinds
 from podscope.commands.configured import load
 from podscope.commands.configured import outputs
 from podscope.commands.configured import request_log
+from podscope.commands.configured import tell_refused
 from podscope.commands.http import Options
 from podscope.commands.http import Run
 from podscope.commands.http import frame
@@ -67,19 +71,20 @@ def run(args: argparse.Namespace) -> int:
     totals = prometheus.Totals()
     ready = threading.Event()
     refused: dict[str, PodscopeError] = {}
+    others = events(config)
+    first = tuple(kind for kind in kinds(config) if kind not in others)
     # The port first: if it is taken, nothing was attached.
     with (
         Lifetime() as lifetime,
         http_server.HttpServer(config.listen.pair, pages(totals, ready, refused)) as server,
-        watch(kinds=kinds(config), interval=float(config.interval), log=log) as watched,
+        watch(kinds=first, interval=float(config.interval), log=log) as watched,
         outputs(config, socket.gethostname()) as sinks,
         follow(args, config, take),
     ):
         lifetime.begin(watched.stop)
-        refused |= watched.refused
         watched.refused = refused
         totals.expose_also(sinks.expose)
-        batches = counted(sinks.follow(watched), watched, totals, ready)
+        batches = counted(sinks.follow(with_others(watched, others)), watched, totals, ready)
         chosen = Options(interval=float(config.interval))
         show(batches, watched.lost, chosen, sys.stdout, server.address)
     return 0
@@ -105,6 +110,13 @@ def pages(
         return http_server.text(503, "not ready: the first interval has not ended\n")
 
     return {"/metrics": metrics, "/healthz": health, "/readyz": readiness}
+
+
+def with_others(watched: Watch, others: Sequence[str]) -> Iterator[Batch]:
+    """Its batches; the programs of other sources start when HTTP's are attached and told to be."""
+    watched.also(others)
+    tell_refused(watched.refused)
+    yield from watched
 
 
 def counted(
