@@ -23,11 +23,12 @@ from podscope.node_traces import NodeTraces
 SPEAKER = """
 import signal, sys, os, time
 def end(*_):
-    print("end", flush=True)
+    os.write(1, b"end\\n")
     sys.exit(0)
 signal.signal(signal.SIGINT, end)
 signal.signal(signal.SIGTERM, end)
-print(" ".join(sys.argv[1:]), os.environ.get("NODE_NAME"), flush=True)
+# In one piece: a signal may come at any moment.
+os.write(1, " ".join([*sys.argv[1:], os.environ.get("NODE_NAME", "None")]).encode() + b"\\n")
 while True:
     time.sleep(0.05)
 """
