@@ -697,6 +697,8 @@ def test_parts_of_a_target_are_kept_apart_by_the_names_that_they_were_given(tmp_
         # WHEN
         left.call(30)
         right.call(4)
+        # What bpftrace has not printed yet when it is told to end, it never prints.
+        until(lambda: file.read_text().count('"value":') == 34, "every line")
         run.process.send_signal(signal.SIGINT)
         code, _, errors = run.end()
 
