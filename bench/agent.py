@@ -49,8 +49,8 @@ def up() -> Iterator[int]:
     Raises:
         PodscopeError: it does not start.
     """
-    command = [str(PODSCOPE), "up", "--events", "none"]
-    command += ["--listen", f"127.0.0.1:{nginx.free_port()}"]
+    address = f"127.0.0.1:{nginx.free_port()}"
+    command = [str(PODSCOPE), "up", "--events", "none", "--listen", address]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         wait_for_line(process)

@@ -227,12 +227,6 @@ class Named:
         # By kind: with what knowledge, and when, names were asked for last.
         self._asked: dict[str, tuple[object, int]] = {}
 
-    def follow(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The same rows, in other batches."""
-        for batch in batches:
-            yield from self.taken(batch)
-        yield from self.rest()
-
     def taken(self, batch: Batch) -> Iterator[Batch]:
         """What `take` gives, and requests that have got their names meanwhile."""
         yield self.take(batch)
@@ -288,6 +282,18 @@ class Named:
         keys = held.keys
         index, identities = self._identities.resolve(keys["cgroup_id"], keys["pid"], keys["owner"])
         return replace(held, identity=index, identities=identities)
+
+
+def with_names(batches: Iterable[Batch], names: Mapping[str, Named]) -> Iterator[Batch]:
+    """The same rows, in other batches; what still waits at the end comes then.
+
+    Args:
+        names: by kind of rows.
+    """
+    for batch in batches:
+        yield from names[batch.kind].taken(batch)
+    for named in dict.fromkeys(names.values()):
+        yield from named.rest()
 
 
 def _waits(identity: Identity) -> bool:
@@ -375,7 +381,7 @@ class Agent:
         self._watch.interval = seconds
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in self._named(chain(self._first(), self._watch)):
+        for batch in with_names(chain(self._first(), self._watch), self._names):
             if batch.kind == "http":
                 self._ignore()
                 self._know_peers()
@@ -383,12 +389,6 @@ class Agent:
             told = self.identities.with_peers(self.identities.watched(batch))
             self._streams.publish(told, self._no_requests(told) if told.kind == "http" else None)
             yield told
-
-    def _named(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        for batch in batches:
-            yield from self._names[batch.kind].taken(batch)
-        for named in dict.fromkeys(self._names.values()):
-            yield from named.rest()
 
     def events(self, asked: Asked) -> Iterator[Batch]:
         """Rows of other sources, whose programs run from the first batch to the last.
@@ -403,9 +403,7 @@ class Agent:
         with Watch(None, asked.kinds, asked.interval, feeds=feeds) as watch:
             self._others.add(watch)
             try:
-                found = chain.from_iterable(names[batch.kind].taken(batch) for batch in watch)
-                rest = chain.from_iterable(one.rest() for one in dict.fromkeys(names.values()))
-                for batch in chain(found, rest):
+                for batch in with_names(watch, names):
                     yield self.identities.with_peers(self.identities.watched(batch))
             finally:
                 self._others.discard(watch)

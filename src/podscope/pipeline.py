@@ -211,12 +211,20 @@ class Watch:
                 yield from self._intervals()
         yield from self.read()
 
-    def also(self, kinds: Sequence[str]) -> None:
+    def also(self, kinds: Sequence[str], settings: Mapping[str, Any] | None = None) -> None:
         """Starts the sources of further kinds; to be called before the iteration begins.
 
         ``refused`` has those that this host cannot run.
+
+        Args:
+            settings: options of sources, by name.
+
+        Raises:
+            UsageError: an option that cannot be.
         """
-        feeds, refused = open_feeds(kinds, {})
+        if not kinds:
+            return  # nobody needs to know which sources there are
+        feeds, refused = open_feeds(kinds, settings or {})
         self._feeds += tuple(feeds)
         self._kinds += tuple(kinds)
         self.refused |= refused
@@ -444,22 +452,21 @@ def _open(
 ) -> Watch:
     _check_sources(settings)
     others = tuple(kind for kind in kinds if kind not in KINDS)
-    http = HttpSource(chosen) if len(others) < len(kinds) else None
-    feeds: list[Feed] = []
-    refused: dict[str, PodscopeError] = {}
+    first = tuple(kind for kind in kinds if kind in KINDS)
+    http = HttpSource(chosen) if first else None
     try:
-        if others:
-            feeds, refused = open_feeds(others, settings)
-            _tell(refused, nothing=http is None and not feeds)
-        watch = Watch(http, kinds, interval, feeds=feeds)
-        watch.refused = refused
-        return watch
+        watch = Watch(http, first, interval)
     except BaseException:
-        for feed in feeds:
-            feed.close()
         if http is not None:
             http.close()
         raise
+    try:
+        watch.also(others, settings)
+        _tell(watch.refused, nothing=http is None and not any(watch.sources().values()))
+    except BaseException:
+        watch.close()
+        raise
+    return watch
 
 
 def _tell(refused: Mapping[str, PodscopeError], *, nothing: bool) -> None:

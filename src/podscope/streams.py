@@ -171,13 +171,11 @@ class Streams:
 
     def _keep(self, batch: Batch) -> None:
         self._recent.append(batch)
-        while (
+        while self._recent and (
             self._recent[0].time_ns < batch.time_ns - RECENT_NS
             or sum(one.rows.nbytes for one in self._recent) > RECENT_BYTES
         ):
             self._recent.popleft()
-            if not self._recent:
-                return
 
     def listen(self, kind: str, query: Mapping[str, Sequence[str]]) -> Iterator[bytes]:
         """Frames of the batches of a kind that are published from now on.

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -36,6 +37,11 @@ class Known:
         return np.arange(len(found), dtype=np.uint32), tuple(found)
 
 
+def followed(named: agent.Named, found: Iterable[Batch]) -> Iterator[Batch]:
+    """What comes of batches, up to the end."""
+    return agent.with_names(found, {"http": named, "request": named})
+
+
 def batches(known: Known, *seconds: float) -> Iterator[Batch]:
     """The shop's five rows, named as is known at that moment, at times of their own."""
     for second in seconds:
@@ -58,7 +64,7 @@ def test_rows_of_a_pod_that_is_not_known_yet_wait_for_its_name():
     # GIVEN two pods that are known, and one that is not
     known = Known()
     known.names = {2: records.WEB_B, 3: records.BARE}
-    named = agent.Named(known).follow(batches(known, 0, 1, 2, 3))
+    named = followed(agent.Named(known), batches(known, 0, 1, 2, 3))
 
     # WHEN / THEN its rows come when it is, all of them, once
     assert counted(next(named)) == {"web-1-b": 15, "web": 5}
@@ -90,7 +96,7 @@ def test_rows_of_a_pod_that_stays_unknown_go_on_with_its_uid():
     # GIVEN
     known = Known()
     known.names = {2: records.WEB_B, 3: records.BARE}
-    named = agent.Named(known).follow(batches(known, 0, 20, 31, 32))
+    named = followed(agent.Named(known), batches(known, 0, 20, 31, 32))
 
     # WHEN
     found = [counted(batch).get("", 0) for batch in named]
@@ -104,7 +110,7 @@ def test_requests_that_wait_come_with_the_next_interval():
     known = Known()
     requests = replace(records.request_batch(3), identities=(UNNAMED,))
     quiet = replace(records.shop_batch(), rows=records.http_rows(0), identity=np.zeros(0, "u4"))
-    named = agent.Named(known).follow(iter([requests, quiet, quiet]))
+    named = followed(agent.Named(known), iter([requests, quiet, quiet]))
     assert len(next(named)) == 0
 
     # WHEN its name comes
@@ -127,7 +133,7 @@ def test_rows_that_still_wait_at_the_end_go_on_with_the_uid_alone():
     named = agent.Named(known)
 
     # WHEN the agent ends before a pod is known
-    found = list(named.follow(batches(known, 0, 1)))
+    found = list(followed(named, batches(known, 0, 1)))
 
     # THEN no row is missing, and none is there twice
     assert [counted(batch) for batch in found] == [
@@ -145,7 +151,7 @@ def test_what_was_lost_is_told_once_also_if_rows_wait():
     first, second = (replace(one, lost={"joined": 3}) for one in batches(known, 0, 1))
 
     # WHEN
-    found = list(agent.Named(known).follow([first, second]))
+    found = list(followed(agent.Named(known), [first, second]))
 
     # THEN
     assert [batch.lost for batch in found] == [{"joined": 3}, {"joined": 3}, {}]

@@ -28,6 +28,8 @@ from podscope.sinks import prometheus
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Callable
+    from collections.abc import Iterable
 
     from podscope.agent import Agent
     from podscope.config import Config
@@ -111,17 +113,23 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _stream(streams: Streams, kind: str) -> http_server.Page:
+def _page(give: Callable[[http_server.Request], Iterable[bytes]]) -> http_server.Page:
+    """A page of what is given, or one line that says why it cannot be."""
+
     def page(request: http_server.Request) -> http_server.Answer:
         try:
-            frames = streams.listen(kind, request.query)
+            pieces = give(request)
         except UsageError as error:
             return http_server.text(400, f"{error}\n")
         except PodscopeError as error:
             return http_server.text(501, f"{error}\n")
-        return http_server.Answer(200, "application/octet-stream", frames)
+        return http_server.Answer(200, "application/octet-stream", pieces)
 
     return page
+
+
+def _stream(streams: Streams, kind: str) -> http_server.Page:
+    return _page(lambda request: streams.listen(kind, request.query))
 
 
 def _traces(traces: NodeTraces) -> dict[str, http_server.Page]:
@@ -130,16 +138,7 @@ def _traces(traces: NodeTraces) -> dict[str, http_server.Page]:
     from podscope.streams import TRACES_PATH
 
     def page(what: str) -> http_server.Page:
-        def answer(request: http_server.Request) -> http_server.Answer:
-            try:
-                pieces = node_traces.answer(traces, what, request.query)
-            except UsageError as error:
-                return http_server.text(400, f"{error}\n")
-            except PodscopeError as error:
-                return http_server.text(501, f"{error}\n")
-            return http_server.Answer(200, "application/octet-stream", pieces)
-
-        return answer
+        return _page(lambda request: node_traces.answer(traces, what, request.query))
 
     return {f"{TRACES_PATH}{what}": page(what) for what in node_traces.PAGES}
 
