@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 
 from podscope import red
+from podscope.dashboards.panels import NARROWED_BY
 from podscope.dashboards.panels import Object
 from podscope.dashboards.panels import Source
 from podscope.sinks import elastic_templates as templates
@@ -402,16 +403,7 @@ ELASTICSEARCH = Source(
         **_events(),
         **_lost(),
     },
-    variables={
-        "cluster": _values("cluster"),
-        "namespace": _values("namespace", "cluster"),
-        "workload": _values("workload", "cluster", "namespace"),
-        "pod": _values("pod", "cluster", "namespace", "workload"),
-        "node": _values("node", "cluster"),
-        "service": _values("service", "cluster", "namespace"),
-        "side": _values("side"),
-        "instance": _values("instance", "cluster"),
-    },
+    variables={name: _values(name, *above) for name, above in NARROWED_BY.items()},
     all_values={name: f"(* OR (NOT _exists_:{field}))" for name, field in FIELDS.items()},
     columns=COLUMNS,
     least="10s",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from podscope.dashboards.panels import NARROWED_BY
 from podscope.dashboards.panels import Object
 from podscope.dashboards.panels import Source
 
@@ -360,16 +361,7 @@ INFLUXQL = Source(
         **_events(),
         **_lost(),
     },
-    variables={
-        "cluster": _values("cluster"),
-        "namespace": _values("namespace", "cluster"),
-        "workload": _values("workload", "cluster", "namespace"),
-        "pod": _values("pod", "cluster", "namespace", "workload"),
-        "node": _values("node", "cluster"),
-        "service": _values("service", "cluster", "namespace"),
-        "side": _values("side"),
-        "instance": _values("instance", "cluster"),
-    },
+    variables={name: _values(name, *above) for name, above in NARROWED_BY.items()},
     all_values=dict.fromkeys(TAGS, ".*"),
     columns=COLUMNS,
     notes=dict.fromkeys(

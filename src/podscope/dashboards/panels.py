@@ -16,6 +16,19 @@ PER_SECOND, REQUESTS, SHARE, SECONDS = "cps", "reqps", "percentunit", "s"
 BYTES, BYTES_PER_SECOND, NUMBER = "bytes", "Bps", "short"
 
 
+# The variables, and which of those before narrow the values of each.
+NARROWED_BY: Mapping[str, tuple[str, ...]] = {
+    "cluster": (),
+    "namespace": ("cluster",),
+    "workload": ("cluster", "namespace"),
+    "pod": ("cluster", "namespace", "workload"),
+    "node": ("cluster",),
+    "service": ("cluster", "namespace"),
+    "side": (),
+    "instance": ("cluster",),
+}
+
+
 @dataclass(frozen=True)
 class Panel:
     """One picture.

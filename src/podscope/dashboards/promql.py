@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from podscope.dashboards.panels import NARROWED_BY
 from podscope.dashboards.panels import Object
 from podscope.dashboards.panels import Source
 
@@ -275,6 +276,8 @@ def _agent() -> dict[str, tuple[Object, ...]]:
 
 # Pods may be clients alone, and agents may have seen nothing.
 _ANY = "http_(server|client)_request_duration_seconds_count|podscope_agent_series"
+# Where values are seen; elsewhere in _ANY.
+_SEEN_IN = {"service": f"{SERVICE}_count", "instance": "podscope_agent_series"}
 
 
 def _values(name: str, metric: str, *above: str) -> Object:
@@ -330,13 +333,9 @@ PROMETHEUS = Source(
         **_agent(),
     },
     variables={
-        "cluster": _values("cluster", _ANY),
-        "namespace": _values("namespace", _ANY, "cluster"),
-        "workload": _values("workload", _ANY, "cluster", "namespace"),
-        "pod": _values("pod", _ANY, "cluster", "namespace", "workload"),
-        "node": _values("node", _ANY, "cluster"),
-        "service": _values("service", f"{SERVICE}_count", "cluster", "namespace"),
-        "instance": _values("instance", "podscope_agent_series", "cluster"),
+        name: _values(name, _SEEN_IN.get(name, _ANY), *above)
+        for name, above in NARROWED_BY.items()
+        if name in LABELS
     },
     all_values=dict.fromkeys(LABELS, ".*"),
     columns=COLUMNS,
