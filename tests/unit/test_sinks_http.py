@@ -7,13 +7,13 @@ import base64
 import email.utils
 import socket
 import ssl
-import subprocess
 import threading
 import time
 
 import pytest
 import records
 import sink_rows
+from certificates import self_signed
 from stub_server import stub_server
 
 from podscope.errors import PodscopeError
@@ -140,12 +140,7 @@ def test_nobody_there_or_nobody_that_answers_is_unavailable():
 
 def test_a_certificate_that_is_not_trusted_is_refused_unless_it_is_named(tmp_path):
     # GIVEN a server with a certificate of its own
-    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj",
-         "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", cert],
-        check=True, capture_output=True,
-    )  # fmt: skip
+    cert, key = self_signed(tmp_path)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(cert, key)
     with socket.create_server(("127.0.0.1", 0)) as listener:
