@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from podscope.commands.configured import add_config
@@ -30,10 +31,10 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
     from collections.abc import Iterable
+    from collections.abc import Iterator
 
     from podscope.agent import Agent
     from podscope.config import Config
-    from podscope.node_traces import NodeTraces
     from podscope.streams import Streams
 
 HELP = "Watch this node of a Kubernetes cluster; 'podscope install' runs it on every node."
@@ -68,7 +69,6 @@ def run(args: argparse.Namespace) -> int:
     node = config.node or os.environ.get("NODE_NAME") or socket.gethostname()
     from podscope.agent import Agent
     from podscope.identity.kubernetes_client import find_server
-    from podscope.node_traces import NodeTraces
     from podscope.streams import EVENTS
     from podscope.streams import KINDS
     from podscope.streams import STREAM_PATH
@@ -85,13 +85,10 @@ def run(args: argparse.Namespace) -> int:
         agent.interval = float(changed.interval)
 
     stream_pages = {f"{STREAM_PATH}{kind}": _stream(streams, kind) for kind in (*KINDS, EVENTS)}
-    traces = NodeTraces()
-    if config.traces:
-        stream_pages |= _traces(traces)
     with (
         Lifetime() as lifetime,
-        traces,
-        http_server.HttpServer((STREAM_HOST, STREAM_PORT), stream_pages),
+        _traces(config) as trace_pages,
+        http_server.HttpServer((STREAM_HOST, STREAM_PORT), stream_pages | trace_pages),
         Agent(server, node, streams, float(config.interval), others) as agent,
         http_server.HttpServer(config.listen.pair, _pages(totals, counted, agent)) as served,
         outputs(config, node) as sinks,
@@ -132,15 +129,23 @@ def _stream(streams: Streams, kind: str) -> http_server.Page:
     return _page(lambda request: streams.listen(kind, request.query))
 
 
-def _traces(traces: NodeTraces) -> dict[str, http_server.Page]:
-    """Pages for traces, each of which does what its name says."""
+@contextmanager
+def _traces(config: Config) -> Iterator[dict[str, http_server.Page]]:
+    """Pages for traces, each of which does what its name says; none where there are no traces.
+
+    The parser of programs takes memory, and is loaded where it is asked for.
+    """
+    if not config.traces:
+        yield {}
+        return
     from podscope import node_traces
     from podscope.streams import TRACES_PATH
 
     def page(what: str) -> http_server.Page:
         return _page(lambda request: node_traces.answer(traces, what, request.query))
 
-    return {f"{TRACES_PATH}{what}": page(what) for what in node_traces.PAGES}
+    with node_traces.NodeTraces() as traces:
+        yield {f"{TRACES_PATH}{what}": page(what) for what in node_traces.PAGES}
 
 
 def _pages(
