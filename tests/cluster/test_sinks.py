@@ -12,7 +12,6 @@ import pytest
 from test_configuration import AGENTS
 from test_configuration import CONFIG_MAP
 from test_configuration import configure
-from test_configuration import said
 from workloads import SPACE
 from workloads import asking
 from workloads import container
@@ -88,10 +87,9 @@ def recorder(cluster) -> Iterator[None]:
         service("recorder", "recorder", 8086, 8086),
     )
     wait(lambda: len(running(cluster, "app=recorder")) == 1)
-    configure(cluster, CONFIG)
-    wait(lambda: said(cluster, "taken up: requests") or said(cluster, "sinks"), LONG)
+    configure(cluster, CONFIG, "taken up: sinks")
     yield
-    configure(cluster, before)
+    configure(cluster, before, "taken up: sinks", 2)
     for path in (
         f"{SECRETS}/podscope-sinks",
         RECORDERS,
