@@ -82,6 +82,16 @@ def test_a_cluster_without_the_extra_is_one_line(capsys, monkeypatch) -> None:
     assert said == "podscope: clusters need httpx: pip install 'podscope[kubernetes]'\n"
 
 
+@pytest.mark.parametrize("command", ["http", "requests", "listen"])
+def test_a_target_that_is_none_is_told_before_the_cluster_is_looked_for(command):
+    # WHEN
+    ran = podscope(command, "foo/bar", "--kubeconfig", "/nonexistent")
+
+    # THEN
+    assert ran.returncode == 2
+    assert ran.stderr.startswith("podscope: TARGET: not a target: 'foo/bar'; write it as pod/X")
+
+
 def test_without_a_command_the_help_is_shown():
     assert podscope().stdout == podscope("--help").stdout
 

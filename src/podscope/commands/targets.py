@@ -237,6 +237,7 @@ def watch_cluster(
     from podscope.remote import Wanted
 
     duration = duration_ns(args)
+    scope(args, "")  # what is written wrongly is so without a cluster, too
     server = find_server(args.kubeconfig or "", args.context or "")
     of = scope(args, server.namespace)
     check(of, server)
