@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from podscope.errors import PodscopeError
+from podscope.kernel.grace import wait_for_programs
 from podscope.kernel.maps import HashMap
 from podscope.kernel.maps import MapInfo
 from podscope.kernel.maps import MmapArray
@@ -163,6 +164,7 @@ class HttpSource:
         self._cleaned = time.monotonic()
         self._ignored: frozenset[int] = frozenset()
         self._not_logged: frozenset[int] = frozenset()
+        self._told_log = (self.options.log, False)
         self._peers: frozenset[bytes] = frozenset()
         self._ring: Ring | None = None
         self._object = _load(self.options, self._stripes)
@@ -292,7 +294,13 @@ class HttpSource:
         self._not_logged_map.delete_many(np.array(gone, np.uint64))
         self._not_logged = wanted
         self._logs = log is not None
+        told = (log, bool(wanted))
+        if told == self._told_log:
+            return
+        # Programs that began before the last change may still read the rules that are written.
+        wait_for_programs()
         _set_log(self.variables, log, but=bool(wanted))
+        self._told_log = told
 
     def know_peers(self, addresses: Set[bytes]) -> None:
         """Changes which addresses are told apart, of those that ``known_peers`` is about.
