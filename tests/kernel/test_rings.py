@@ -4,6 +4,7 @@
 import os
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -122,6 +123,48 @@ def test_a_full_ring_keeps_what_came_first_and_takes_more_after_a_drain(bpf):
     assert np.array_equal(first["sequence"], np.arange(len(first)))
     assert len(first) > 100
     assert np.array_equal(second["sequence"], np.arange(len(first), len(first) + 10))
+
+
+def mapped_bytes():
+    """What this process has mapped of BPF maps."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    ranges = [line.split()[0].split("-") for line in lines if "bpf-map" in line]
+    return sum(int(end, 16) - int(begin, 16) for begin, end in ranges)
+
+
+@pytest.mark.usefixtures("one_cpu")
+@pytest.mark.parametrize("count", [3, 1000])
+def test_no_memory_is_kept_for_an_empty_ring(bpf, count):
+    # GIVEN
+    ring = Ring.of(bpf.map("records"), bpf.dtype("record"))
+    bpf.variables["wanted"][...] = 0  # globals are mapped when they are used first
+    before = mapped_bytes()
+
+    # WHEN
+    fill(bpf, count)
+    taken = len(ring.drain())
+    last = len(ring.drain())
+
+    # THEN
+    assert taken > 0
+    assert last == 0
+    assert mapped_bytes() == before
+
+
+@pytest.mark.usefixtures("one_cpu")
+def test_a_ring_can_be_drained_after_its_object_was_closed(compiled):
+    # GIVEN
+    with BpfObject(compiled) as opened:
+        opened.load()
+        ring = Ring.of(opened.map("records"), opened.dtype("record"))
+        fill(opened, 50)
+
+    # WHEN
+    records = ring.drain()
+
+    # THEN
+    assert np.array_equal(records["sequence"], np.arange(50))
+    assert_whole(records)
 
 
 @pytest.mark.usefixtures("one_cpu")

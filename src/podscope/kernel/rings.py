@@ -8,7 +8,9 @@ producer's, and the data mapped twice in a row, so that no record is ever cut by
 from __future__ import annotations
 
 import mmap
+import os
 import threading
+import weakref
 from typing import Any
 from typing import Self
 
@@ -22,14 +24,20 @@ from podscope.kernel.maps import map_info
 
 BUSY = 1 << 31  # BPF_RINGBUF_BUSY_BIT: reserved, not yet submitted
 DISCARD = 1 << 30  # BPF_RINGBUF_DISCARD_BIT
+_FULL = 0.25  # a ring that has more to drain stays mapped
 HEADER = 8  # BPF_RINGBUF_HDR_SZ: length with the two bits, then the page offset
 
 
 class Ring:
-    """The one reader of a ring whose records all have the same size."""
+    """The one reader of a ring whose records all have the same size.
+
+    Records are mapped while they are drained: what is mapped counts as resident, and most rings are
+    empty most of the time. A ring that was rather full stays mapped until it is found empty, which
+    is much faster.
+    """
 
     def __init__(self, fd: int, size: int, dtype: npt.DTypeLike) -> None:
-        """Maps a ring of ``size`` bytes of data.
+        """Maps the positions of a ring of ``size`` bytes of data.
 
         Raises:
             PodscopeError: not a ring buffer, or of another size.
@@ -39,14 +47,17 @@ class Ring:
             raise PodscopeError(f"map {info.name}: not a ring buffer of {size} bytes")
         page = mmap.PAGESIZE
         consumer = mmap.mmap(fd, page)
-        producer = mmap.mmap(fd, page + 2 * size, prot=mmap.PROT_READ, offset=page)
+        producer = mmap.mmap(fd, page, prot=mmap.PROT_READ, offset=page)
+        # Its own: what was told before an object was closed can still be read.
+        self._fd = os.dup(fd)
+        weakref.finalize(self, os.close, self._fd)
         self._name = info.name
         self._size = size
         self._slot = slot_dtype(dtype)
         self._dtype = np.dtype(dtype)
         self._consumed: npt.NDArray[np.uintp] = np.frombuffer(consumer, np.uintp, 1)
         self._produced: npt.NDArray[np.uintp] = np.frombuffer(producer, np.uintp, 1)
-        self._data: npt.NDArray[np.uint8] = np.frombuffer(producer, np.uint8, offset=page)
+        self._whole: npt.NDArray[np.uint8] | None = None
         self._fence = Fence()
 
     @classmethod
@@ -67,15 +78,19 @@ class Ring:
         """
         start = int(self._consumed[0])
         used = int(self._produced[0]) - start
+        if not used:
+            self._whole = None
+            return np.empty(0, self._dtype)
         # Positions before headers: the acquire load of libbpf's ringbuf_process_ring.
         self._fence.full()
-        slots = self._slots(start, used)
+        data = self._mapped(start, used)
+        slots = data[: used - used % self._slot.itemsize].view(self._slot)
         headers = slots["header"].copy()
         # The kernel sets the header last (xchg in bpf_ringbuf_commit): headers before records.
         self._fence.full()
         whole, kept = choose(headers, self._dtype.itemsize)
         if whole < 0 or used % self._slot.itemsize:
-            raise self._mismatch(start, used)
+            raise self._mismatch(data)
         records = slots["record"][:whole]
         taken = records.copy() if kept is None else records[kept]
         # The records are copied before their room is given back (smp_store_release).
@@ -83,16 +98,28 @@ class Ring:
         self._consumed[0] = start + whole * self._slot.itemsize
         return taken.view(self._dtype)
 
-    def _slots(self, start: int, used: int) -> npt.NDArray[Any]:
+    def _mapped(self, start: int, used: int) -> npt.NDArray[np.uint8]:
+        """Bytes of the ring from a position on."""
         first = start & (self._size - 1)
-        return self._data[first : first + used - used % self._slot.itemsize].view(self._slot)
+        if self._whole is None and used > self._size * _FULL:
+            self._whole = self._map(0, 2 * self._size)
+        if self._whole is not None:
+            return self._whole[first : first + used]
+        return self._map(first, used)
 
-    def _mismatch(self, start: int, used: int) -> PodscopeError:
-        position = start & (self._size - 1)
-        end = position + used
+    def _map(self, first: int, count: int) -> npt.NDArray[np.uint8]:
+        """Memory that is given back with the array."""
+        page = mmap.PAGESIZE
+        inside = first % page
+        start = 2 * page + first - inside
+        memory = mmap.mmap(self._fd, inside + count, prot=mmap.PROT_READ, offset=start)
+        return np.frombuffer(memory, np.uint8, count, inside)
+
+    def _mismatch(self, data: npt.NDArray[np.uint8]) -> PodscopeError:
+        position = 0
         found = wanted = self._dtype.itemsize
-        while found == wanted and position < end:
-            header = int(self._data[position : position + 4].view(np.uint32)[0])
+        while found == wanted and position < len(data):
+            header = int(data[position : position + 4].view(np.uint32)[0])
             found = header & ~(BUSY | DISCARD)
             position += HEADER + -(-found // 8) * 8
         return PodscopeError(
