@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -90,6 +91,32 @@ def test_series_of_programs_that_are_gone_make_room_for_others(source: HttpSourc
         # THEN each is counted, and its series go after it
         assert wait_for_series(source, before) == dict.fromkeys(paths, 2)
     assert not any(source.lost().values())
+
+
+def mapped_bytes() -> int:
+    """What this process has mapped of BPF maps."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    ranges = [line.split()[0].split("-") for line in lines if "bpf-map" in line]
+    return sum(int(end, 16) - int(begin, 16) for begin, end in ranges)
+
+
+def test_more_of_the_counters_is_mapped_as_series_come(own_cgroup: str) -> None:
+    # GIVEN room for 10,000 series
+    names = [f"/{one}{two}" for one in "bcdfghjklmnpqrst" for two in "vwxyzabcd"]
+    with HttpSource(HttpOptions(cgroup=own_cgroup)) as source:
+        first = counted(source)
+        before = mapped_bytes()
+        for count in (1, 40, 144):
+            # WHEN
+            run_program(*names[:count], *names[:count])
+            rows = source.read()
+
+            # THEN each has its count and its histogram
+            assert len(rows) == 2 * count
+            assert rows["count"].tolist() == [2] * len(rows)
+            assert rows["buckets"].sum(axis=1).tolist() == [2] * len(rows)
+        assert not first
+        assert 0 < mapped_bytes() - before < 1 << 20
 
 
 def test_a_connection_that_was_idle_for_long_is_counted_as_before(source: HttpSource) -> None:

@@ -253,6 +253,22 @@ def test_a_mapped_array_takes_another_shape_of_the_same_bytes(bpf):
     assert words[3].tolist() == [5, 0, 0]
 
 
+def test_the_first_values_of_an_array_can_be_mapped_alone(bpf):
+    # GIVEN
+    info = bpf.map("mapped")
+    odd = bpf.map("mapped_odd")
+
+    # WHEN
+    first = MmapArray(info.fd, info.value, (2, 2)).array
+    first_odd = MmapArray(odd.fd, odd.value, 2).array
+    HashMap.of(info).update(3, (7, (8, 9, 10), 0))
+    HashMap.of(odd).update(1, ([4, 5, 6],))
+
+    # THEN
+    assert first["count"].tolist() == [[0, 0], [0, 7]]
+    assert first_odd["words"].tolist() == [[0, 0, 0], [4, 5, 6]]
+
+
 def test_a_mapped_array_of_values_of_twelve_bytes_keeps_the_kernels_stride(bpf):
     # GIVEN
     mapped = MmapArray.of(bpf.map("mapped_odd")).array

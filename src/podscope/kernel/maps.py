@@ -272,11 +272,16 @@ class HashMap:
 class MmapArray:
     """An array map with BPF_F_MMAPABLE as memory: ``array`` is the map itself, no copy.
 
-    64-bit words are read and written whole; anything larger may be seen half-written.
+    64-bit words are read and written whole; anything larger may be seen half-written. All that is
+    mapped counts as resident (remap_vmalloc_range() in mm/vmalloc.c), used or not.
     """
 
     def __init__(self, fd: int, dtype: npt.DTypeLike, shape: int | tuple[int, ...]) -> None:
-        """Raises PodscopeError if the map is not mmapable, or dtype and shape do not fit it."""
+        """Maps the first bytes of a map, as many as the shape has, which may be all.
+
+        Raises:
+            PodscopeError: the map is not mmapable, or dtype and shape do not fit it.
+        """
         info = map_info(fd)
         if info.type != MapType.ARRAY or not info.flags & _F_MMAPABLE:
             raise PodscopeError(
@@ -286,16 +291,16 @@ class MmapArray:
         stride = -(-info.value_size // 8) * 8
         wanted = np.dtype(dtype)
         axes = (shape,) if isinstance(shape, int) else shape
-        self._memory = mmap.mmap(fd, _pages(stride * info.max_entries))
-        if math.prod(axes) * wanted.itemsize == stride * info.max_entries:
-            self.array: npt.NDArray[Any] = np.ndarray(axes, wanted, self._memory)
-            return
-        if axes != (info.max_entries,) or wanted.itemsize != info.value_size:
+        gaps = wanted.itemsize == info.value_size != stride and len(axes) == 1
+        size = math.prod(axes) * (stride if gaps else wanted.itemsize)
+        if size > stride * info.max_entries or size % stride:
             raise PodscopeError(
                 f"map {info.name}: {info.max_entries} values of {info.value_size} bytes "
                 f"are not an array of shape {axes} of {wanted.itemsize} bytes each"
             )
-        self.array = np.ndarray(axes, wanted, self._memory, strides=(stride,))
+        self._memory = mmap.mmap(fd, _pages(size))
+        strides = (stride,) if gaps else None
+        self.array: npt.NDArray[Any] = np.ndarray(axes, wanted, self._memory, strides=strides)
 
     @classmethod
     def of(cls, info: MapInfo) -> Self:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from collections.abc import Sequence
 from collections.abc import Set
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 from typing import Self
 
@@ -20,7 +21,6 @@ import numpy.typing as npt
 from podscope.errors import PodscopeError
 from podscope.kernel.grace import wait_for_programs
 from podscope.kernel.maps import HashMap
-from podscope.kernel.maps import MapInfo
 from podscope.kernel.maps import MmapArray
 from podscope.kernel.maps import StackMap
 from podscope.kernel.objects import BpfObject
@@ -166,7 +166,6 @@ class HttpSource:
         self._not_logged: frozenset[int] = frozenset()
         self._told_log = (self.options.log, False)
         self._peers: frozenset[bytes] = frozenset()
-        self._ring: Ring | None = None
         self._object = _load(self.options, self._stripes)
         try:
             self._open_maps()
@@ -185,12 +184,12 @@ class HttpSource:
         """Detaches everything. A second call does nothing."""
         self._object.close()
 
-    @property
+    @cached_property
     def row_dtype(self) -> np.dtype[Any]:
         """``struct http_row``."""
         return self._object.dtype("http_row")
 
-    @property
+    @cached_property
     def request_dtype(self) -> np.dtype[Any]:
         """``struct http_request``."""
         return self._object.dtype("http_request")
@@ -224,22 +223,12 @@ class HttpSource:
         return rows
 
     def read_requests(self) -> npt.NDArray[np.void]:
-        """Takes what the request log holds: rows of ``struct http_request``, shape (n,).
-
-        The ring is mapped only while there is a log: its memory counts as resident from then on.
-        """
-        if self._ring is None:
-            if not self._logs:
-                return np.zeros(0, self.request_dtype)
-            self._ring = Ring.of(self._object.map("request_ring"), self.request_dtype)
-        rows = self._ring.drain()
-        if not self._logs and not self._ring.pending():
-            self._ring = None
-        return rows
+        """Takes what the request log holds: rows of ``struct http_request``, shape (n,)."""
+        return self._ring.drain()
 
     def ring_use(self) -> float:
         """How full the request log's ring is, from 0 to 1."""
-        return self._ring.pending() / self.options.ring_bytes if self._ring else 0.0
+        return self._ring.pending() / self.options.ring_bytes
 
     def lost(self) -> dict[str, int]:
         """What could not be counted since the start, by reason; every reason, also with 0."""
@@ -293,7 +282,6 @@ class HttpSource:
         gone = sorted(self._not_logged - wanted)
         self._not_logged_map.delete_many(np.array(gone, np.uint64))
         self._not_logged = wanted
-        self._logs = log is not None
         told = (log, bool(wanted))
         if told == self._told_log:
             return
@@ -335,8 +323,9 @@ class HttpSource:
 
     def _open_maps(self) -> None:
         self._info = MmapArray.of(self._object.map("series_info")).array
-        self._values = _striped(self._object.map("series_values"), self._stripes)
-        self._chunks = _striped(self._object.map("chunks"), self._stripes)["n"]
+        # More of both is mapped when it is used.
+        self._values = self._first("series_values", 1)
+        self._chunks = self._first("chunks", 1)
         self._slots = HashMap.of(self._object.map("series_slots"))
         self._routes = HashMap.of(self._object.map("routes"))
         self._route_counts = HashMap.of(self._object.map("route_counts"))
@@ -347,10 +336,11 @@ class HttpSource:
         self._peers_map = HashMap.of(self._object.map("peers"))
         self._free_slots = StackMap(self._object.map("free_slots").fd, "u4")
         self._free_chunks = StackMap(self._object.map("free_chunks").fd, "u4")
-        self._logs = self.options.log is not None
+        self._ring = Ring.of(self._object.map("request_ring"), self.request_dtype)
         # Low numbers are taken first, so that what is read stays small.
         self._free_slots.push(np.arange(len(self._info) - 1, RESERVED - 1, -1, dtype="u4"))
-        self._free_chunks.push(np.arange(len(self._chunks) - 1, 0, -1, dtype="u4"))
+        chunks = self._object.map("free_chunks").max_entries
+        self._free_chunks.push(np.arange(chunks - 1, 0, -1, dtype="u4"))
         self._reasons = _reasons(self._object.enum("http_lost"))
         self._retired: list[_Retired] = []
         self._forgotten: dict[int, str] = {}
@@ -388,6 +378,7 @@ class HttpSource:
 
     def _grow(self, slots: int) -> None:
         room = min(max(64, slots + slots // 4), len(self._info))
+        self._values = self._first("series_values", room)
         seen = self._seen
         more = room - len(seen.active)
         self._seen = _Series(
@@ -427,11 +418,26 @@ class HttpSource:
 
     def _read_buckets(self, slots: npt.NDArray[np.intp]) -> npt.NDArray[np.uint32]:
         """The histograms of some slots, shape (n, 256)."""
-        ids = self._info["chunk"][slots]
+        ids = self._chunks_of(slots)
         # Chunk 0 takes what found no free chunk: it belongs to nobody.
-        found: npt.NDArray[np.uint32] = self._chunks[ids].sum(axis=2, dtype=np.uint32)
+        found: npt.NDArray[np.uint32] = self._chunks["n"][ids].sum(axis=2, dtype=np.uint32)
         found[ids == 0] = 0
         return found.reshape(len(slots), 256)
+
+    def _chunks_of(self, slots: npt.NDArray[np.intp]) -> npt.NDArray[np.uint32]:
+        """Numbers of the chunks of some slots, shape (n, 16), 0 where there is none; all mapped."""
+        ids: npt.NDArray[np.uint32] = self._info["chunk"][slots]
+        most = int(ids.max(initial=0))
+        if most >= len(self._chunks):
+            room = min(max(256, most + most // 4), self._object.map("free_chunks").max_entries)
+            self._chunks = self._first("chunks", room)
+        return ids
+
+    def _first(self, name: str, entries: int) -> npt.NDArray[Any]:
+        """So many entries of a map, as (entries, stripes) elements: low ones are used first."""
+        info = self._object.map(name)
+        assert info.value is not None
+        return MmapArray(info.fd, info.value, (entries, self._stripes)).array
 
     def _retire_idle(self, live: npt.NDArray[np.intp], now: float) -> None:
         live = live[live >= RESERVED]
@@ -439,14 +445,11 @@ class HttpSource:
         old = live[idle > GONE_SECONDS]
         if not len(old):
             return
-        gone = [
-            now - self._seen.active[slot] > IDLE_SECONDS
-            or not os.path.exists(f"/proc/{self._info[slot]['key']['pid']}")
-            for slot in old
-        ]
-        slots = old[np.array(gone, bool)]
-        waiting = {int(slot) for retired in self._retired for slot in retired.slots}
-        slots = np.array([slot for slot in slots if int(slot) not in waiting], np.intp)
+        pids, owner = np.unique(self._info["key"]["pid"][old], return_inverse=True)
+        ended = np.array([not os.path.exists(f"/proc/{pid}") for pid in pids.tolist()], bool)
+        slots = old[ended[owner] | (now - self._seen.active[old] > IDLE_SECONDS)]
+        for retired in self._retired:
+            slots = np.setdiff1d(slots, retired.slots)
         if not len(slots):
             return
         self._slots.delete_many(self._info[slots]["key"])
@@ -484,9 +487,9 @@ class HttpSource:
             self._free(slots)
 
     def _free(self, slots: npt.NDArray[np.intp]) -> None:
-        ids = self._info["chunk"][slots]
+        ids = self._chunks_of(slots)
         ids = ids[ids > 0]
-        self._chunks[ids] = 0
+        self._chunks["n"][ids] = 0
         self._values[slots] = 0
         self._info["chunk"][slots] = 0
         self._info["live"][slots] = 0
@@ -578,12 +581,6 @@ def _load_one(name: str, options: HttpOptions, stripes: int) -> BpfObject:
     except BaseException:
         program.close()
         raise
-
-
-def _striped(info: MapInfo, stripes: int) -> npt.NDArray[Any]:
-    """An array map as (entries, stripes) elements."""
-    array = MmapArray.of(info).array
-    return array.reshape(info.max_entries // stripes, stripes)
 
 
 def _reasons(enum: dict[str, int]) -> dict[str, int]:
