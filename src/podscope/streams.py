@@ -35,7 +35,8 @@ from podscope.sources.source import find
 
 # Batches that a listener may be behind before it loses some.
 QUEUE = 30
-# Intervals are kept for who listens again after a broken connection, so long and so much of them.
+# Intervals are kept for who listens again, after a broken connection or another agent's end: so
+# long and so much of them, while somebody has listened, or the first one ended, no longer ago.
 RECENT_NS = 20 * 10**9
 RECENT_BYTES = 4 << 20
 KINDS = ("http", "request")
@@ -143,6 +144,7 @@ class Streams:
         self._lock = threading.Lock()
         self._listeners: set[Listener] = set()
         self._recent: deque[Batch] = deque()
+        self._keep_until_ns = 0
         self._sampled = 0
         self._sending = 0
         self._sent = threading.Condition(self._lock)
@@ -170,6 +172,12 @@ class Streams:
                 one.put(no_requests)
 
     def _keep(self, batch: Batch) -> None:
+        heard = any(one.kind == batch.kind for one in self._listeners)
+        if heard or not self._keep_until_ns:
+            self._keep_until_ns = batch.time_ns + RECENT_NS
+        if batch.time_ns > self._keep_until_ns:
+            self._recent.clear()
+            return
         self._recent.append(batch)
         while self._recent and (
             self._recent[0].time_ns < batch.time_ns - RECENT_NS

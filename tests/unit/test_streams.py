@@ -86,22 +86,55 @@ def at(batch: Batch, seconds: float) -> Batch:
 
 
 def test_one_who_listens_again_gets_what_it_missed():
-    # GIVEN intervals that nobody listened to, and some that are too old by now
+    # GIVEN one who listened until the second of 50.5, and intervals after that
     found = Streams()
-    for second in range(60):
+    listener = listening(found)
+    start(found, listener, at(records.shop_batch(), 50))
+    listener.close()
+    for second in range(51, 70):
         found.publish(at(records.shop_batch(), second))
 
-    # WHEN somebody who has got all until the second of 50.5 listens
+    # WHEN it listens again
     listener = listening(found, since=at(records.shop_batch(), 50.5).time_ns)
-    came = [read(next(listener)) for _ in range(9)]
-    found.publish(at(records.shop_batch(), 60))
+    came = [read(next(listener)) for _ in range(19)]
+    found.publish(at(records.shop_batch(), 70))
     came.append(read(next(listener)))
 
     # THEN
-    assert [(one.time_ns - records.TIME_NS) / 1e9 for one in came] == list(range(51, 61))
-    # AND one who has been away for long gets what is kept
-    listener = listening(found, since=records.TIME_NS)
-    assert read(next(listener)).time_ns == records.TIME_NS + 40 * 10**9
+    assert [(one.time_ns - records.TIME_NS) / 1e9 for one in came] == list(range(51, 71))
+
+
+def test_one_who_listened_to_another_agent_gets_what_it_missed_of_a_new_one():
+    # GIVEN a new agent that nobody has listened to
+    found = Streams()
+    for second in range(20):
+        found.publish(at(records.shop_batch(), second))
+
+    # WHEN
+    listener = listening(found, since=at(records.shop_batch(), 17.5).time_ns)
+    came = [read(next(listener)) for _ in range(2)]
+
+    # THEN
+    assert [(one.time_ns - records.TIME_NS) / 1e9 for one in came] == [18, 19]
+
+
+def test_nothing_is_kept_where_nobody_has_listened_for_long():
+    # GIVEN
+    found = Streams()
+    for second in range(21):
+        found.publish(at(records.shop_batch(), second))
+    kept = len(found._recent)
+
+    # WHEN
+    found.publish(at(records.shop_batch(), 22))
+
+    # THEN
+    assert kept == 21
+    assert not found._recent
+    # AND again from when somebody listens
+    listener = listening(found)
+    start(found, listener, at(records.shop_batch(), 23))
+    assert found._recent
 
 
 def test_what_is_kept_has_a_bound_in_bytes(monkeypatch):
