@@ -12,6 +12,7 @@ _NUMBERS = {"x86_64": 324, "aarch64": 283, "riscv64": 283}
 _GLOBAL = 1
 # Far longer than a program runs.
 _SECONDS = 0.05
+_LIBC = ctypes.CDLL(None)  # once: ctypes makes a class for each
 
 
 def wait_for_programs() -> None:
@@ -21,6 +22,6 @@ def wait_for_programs() -> None:
     (synchronize_rcu() in kernel/sched/membarrier.c). Where it may not be called, it sleeps.
     """
     number = _NUMBERS.get(platform.machine())
-    if number is not None and ctypes.CDLL(None).syscall(number, _GLOBAL, 0, 0) == 0:
+    if number is not None and _LIBC.syscall(number, _GLOBAL, 0, 0) == 0:
         return
     time.sleep(_SECONDS)
