@@ -130,15 +130,18 @@ def installed(cluster: Cluster) -> Iterator[None]:
         pytest.skip("podscope is installed in this cluster: run 'podscope uninstall' first")
     done = cluster.podscope("install", "--image", cluster.image)
     assert done.returncode == 0, done.stderr
-    space = workloads.made("v1", "Namespace", workloads.SPACE, {})
+    namespace = workloads.made("v1", "Namespace", workloads.SPACE, {})
     web = workloads.container("nginx", workloads.nginx(8080))
     workloads.create(
         cluster,
-        ("api/v1/namespaces", space),
+        ("api/v1/namespaces", namespace),
         workloads.deployment("web", 2, web),
         workloads.service("web", "web", 80, 8080),
     )
     workloads.wait(lambda: len(workloads.running(cluster, "app=web")) == 2)
     yield
+    # Both take a while: the workloads go while the agents do.
+    space = f"api/v1/namespaces/{workloads.SPACE}"
+    cluster.connection.send("DELETE", space, {}, b"{}")
     cluster.podscope("uninstall")
-    workloads.delete(cluster, f"api/v1/namespaces/{workloads.SPACE}")
+    workloads.wait(lambda: space not in cluster)
