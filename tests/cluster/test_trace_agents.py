@@ -86,7 +86,7 @@ def test_counts_are_exact_and_confined_and_a_later_pod_is_in(cluster):
     assert 1 <= counts.pop((later,)) <= asked
     assert 1 <= counts.pop((again,)) - 10 <= restarted
     assert counts == {(list(web)[1],): 11}
-    assert told["lost"] == {}
+    assert traces.lost(told) == {}
 
 
 def test_a_trace_goes_on_without_its_client_and_is_kept_until_it_is_deleted(cluster):

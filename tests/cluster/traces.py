@@ -211,6 +211,15 @@ class Tracing:
             self.lines.append(json.loads(line))
 
 
+def lost(summary: Row) -> dict[str, int]:
+    """What is missing, but for the last line of each node: bpftrace drops what it has not read
+    when it is told to end."""
+    missing = dict(summary["lost"])
+    if missing.get("lines", 0) <= len(summary["expected"]):
+        missing.pop("lines", None)
+    return missing
+
+
 def listed(cluster: Cluster) -> list[Row]:
     """Traces, as ``podscope get`` has them."""
     told = cluster.podscope("get", "-n", SPACE, "-o", "json")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 FORMS = ("table", "json", "csv")
 # What each reason of a loss means, for people.
 LOSSES = {
-    "lines": "lines that found bpftrace's buffer full",
+    "lines": "lines that found bpftrace's buffer full, or that it had not read when it ended",
     "events": "events that found bpftrace's buffer full",
     "map_full": "updates of maps that were full",
     "last_values": "bpftrace ended without them; what is shown is older",
