@@ -110,6 +110,14 @@ class Batch:
         return len(self.rows)
 
     @property
+    def size(self) -> int:
+        """About how many bytes its rows need, with texts that are not inside of them."""
+        names = self.rows.dtype.names or ()
+        texts = [name for name in names if self.rows.dtype[name].hasobject]
+        long = sum(len(text) for name in texts for text in self.rows[name].tolist() if text)
+        return self.rows.nbytes + long
+
+    @property
     def keys(self) -> npt.NDArray[np.void]:
         """The members that say whose each row is: ``cgroup_id``, ``pid``, ``owner``, ``peer``."""
         return self.rows["key"] if "key" in (self.rows.dtype.names or ()) else self.rows

@@ -88,14 +88,19 @@ def summary(done) -> dict:
 # --- one exact answer ---------------------------------------------------------------------------
 
 
-def test_counts_of_pods_on_two_nodes_are_one_exact_answer_without_their_neighbours(cluster):
+def test_counts_of_pods_on_two_nodes_are_one_exact_answer_without_their_neighbours(
+    cluster, tmp_path
+):
     # GIVEN
     web, busy = pods(cluster, "web"), pods(cluster, "busy")
     assert len(set(web.values())) == 2
     program = marking("@ = count(); @by[comm] = sum(2); @h = hist(7); @least = min(3);")
+    config = tmp_path / "podscope.yaml"
+    config.write_text(f"sinks: [{{type: files, path: {tmp_path}/rows}}]\n")
+    words = ("--by", "pod", "--config", str(config), "--metric", "marks=@")
 
     # WHEN each container marks another number of times
-    with Tracing(cluster, "deploy/web", "-e", program, "--by", "pod") as tracing:
+    with Tracing(cluster, "deploy/web", "-e", program, *words) as tracing:
         for neighbour in busy:
             mark(cluster, neighbour, 5000)
         for number, pod in enumerate(web):
@@ -115,6 +120,14 @@ def test_counts_of_pods_on_two_nodes_are_one_exact_answer_without_their_neighbou
     assert maps["@least"] == dict.fromkeys(expected, 3)
     assert (told["expected"], traces.lost(told)) == (["node-1", "node-2"], {})
     assert told["reported"] == told["expected"]
+    # AND sinks have it, too
+    rows = [json.loads(one) for one in (tmp_path / "rows/trace.jsonl").read_text().splitlines()]
+    marks = {
+        (one["k8s.namespace.name"], one["k8s.pod.name"]): one["podscope.trace.value"]
+        for one in rows
+        if one.get("podscope.trace.metric") == "marks"
+    }
+    assert marks == {(SPACE, pod): count for (pod,), count in expected.items()}
 
 
 def test_without_by_the_answer_is_the_sum_and_lines_name_their_pod(cluster):

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import event_batches
 import numpy as np
 import pytest
+import sink_rows
 from test_prometheus_write import intervals
 from test_prometheus_write import query
 
@@ -115,3 +117,23 @@ def test_kinds_whose_times_are_not_in_order_are_all_taken(sink, prometheus):
     text = f'sum(histogram_count({SERVER}{{job=~"late/.*"}}))'
     (found,) = query(prometheus, text, some.time_ns + 10**9)
     assert found[1] == some.columns["count"][some.columns["side"] == "server"].sum()
+
+
+def test_maps_of_a_trace_are_counters_and_histograms(prometheus):
+    # GIVEN
+    url = Url(f"{prometheus.url}/api/v1/otlp")
+    sink = Otlp(OtlpSettings(type="otlp", url=url, signals=("metrics",)))
+    start_ns = time.time_ns() - 4 * 10**10
+
+    # WHEN
+    for step in (1, 2, 3):
+        sink.send(sink_rows.trace_rows(step, start_ns=start_ns))
+    sink.close()
+
+    # THEN
+    at = start_ns + 3 * 10**10
+    calls = query(prometheus, 'app_calls_total{comm="nginx",job=""}', at)
+    assert [(value, labels["args_fd"]) for labels, value in calls] == [(21, "4")]
+    buckets = query(prometheus, 'app_sizes_bucket{instance="shop.web-1-a"}', at)
+    told = {float(labels["le"]): value for labels, value in buckets}
+    assert told == {0: 0, 1: 6, 3: 6, 7: 15, np.inf: 15}

@@ -304,3 +304,25 @@ def test_what_is_refused_in_part_is_counted_and_the_rest_is_written(prometheus, 
     assert sum(value for _, value in found) == early.columns["count"][1:].sum()
     for one in (first, second):
         one.close()
+
+
+def test_maps_of_a_trace_are_counters_and_histograms(sink, server, job):
+    # GIVEN
+    start_ns = time.time_ns() - 4 * 10**10
+
+    # WHEN
+    for step in (1, 2, 3):
+        sink.send(sink_rows.trace_rows(step, start_ns=start_ns))
+
+    # THEN
+    at = start_ns + 3 * 10**10
+    calls = query(server, f'app_calls_total{{job="{job}",comm="nginx"}}', at)
+    ((labels, value),) = calls
+    assert (value, labels["args_fd"]) == (21, "4")
+    zero = query(server, f'app_calls_total{{job="{job}",comm="nginx"}}', start_ns + 10**9)
+    assert [value for _, value in zero] == [0]
+    buckets = query(server, f'app_sizes_bucket{{job="{job}",k8s_pod_name="web-1-a"}}', at)
+    told = {labels["le"]: value for labels, value in buckets}
+    assert told == {"0": 0, "1": 6, "3": 6, "7": 15, "+Inf": 15}
+    mean = query(server, f'app_took_sum{{job="{job}"}} / app_took_count', at)
+    assert mean[0][1] == 3.5

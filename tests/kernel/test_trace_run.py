@@ -737,3 +737,30 @@ def test_a_connection_to_the_stop_port_ends_a_trace_with_its_maps(unit, caller):
     told = [json.loads(line) for line in out.splitlines()]
     (calls,) = [one for one in told if one["kind"] == "map"]
     assert calls["entries"] == [{"key": [], "value": 12}]
+
+
+def test_sinks_get_maps_as_they_stand_at_the_end_and_every_line(unit, caller, tmp_path):
+    # GIVEN
+    config = tmp_path / "podscope.yaml"
+    config.write_text(f"sinks: [{{type: files, path: {tmp_path}/rows}}]\n")
+    program = CALLS.replace("@calls", "@calls[comm]").replace("count()", "sum(3)")
+    words = ("--config", str(config), "--metric", "calls", "--deadline", "60")
+    run = Run("-e", program + READY, f"unit/{unit.name}", *words)
+    run.wait_for("ready")
+    caller.call(14)
+
+    # WHEN
+    run.process.send_signal(signal.SIGINT)
+    code, out, err = run.end()
+
+    # THEN
+    assert code == 0, err
+    assert "podscope: sink files: " in err and "rows sent; nothing lost" in err
+    rows = (tmp_path / "rows" / "trace.jsonl").read_text().splitlines()
+    told = json.loads(rows[-1])
+    assert (told["podscope.trace.metric"], told["podscope.trace.type"]) == ("calls", "sum")
+    assert told["podscope.trace.value"] == 42
+    assert told["podscope.trace.label.comm"].startswith("python")
+    lines = (tmp_path / "rows" / "trace_line.jsonl").read_text().splitlines()
+    assert {json.loads(line)["podscope.trace.text"] for line in lines} == {"ready"}
+    assert len(lines) == 1 + out.count("ready\n")

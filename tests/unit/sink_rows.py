@@ -17,6 +17,14 @@ from podscope.schema import Field
 from podscope.sinks import rows
 from podscope.sinks.plugin import SinkSettings
 from podscope.sinks.rows import Rows
+from podscope.trace.decode import MapData
+from podscope.trace.decode import Text
+from podscope.trace.decode import Value
+from podscope.trace.maps import MapShape
+from podscope.trace.rows import Origin
+from podscope.trace.rows import TraceRows
+from podscope.trace.session import Answer
+from podscope.trace.tables import table
 
 SECONDS = 20
 RESOURCE = {"host.name": "node-1", "k8s.cluster.name": "test"}
@@ -144,8 +152,49 @@ def lost_rows() -> Rows:
     return rows.of_losses({"joined": 3, "ring_full": 1}, records.TIME_NS, RESOURCE)
 
 
+def trace_batches(step: int = 1, *, more: int = 0, start_ns: int = records.TIME_NS) -> list[Batch]:
+    """A trace's lines and its maps, each as large as the step says; one histogram has grown."""
+    shapes = {
+        "@calls": MapShape("@calls", "count", ("text", "number"), titles=("comm", "args.fd")),
+        "@sizes": MapShape("@sizes", "hist", ("text",), titles=("pod",)),
+        "@took": MapShape("@took", "avg"),
+        "@last": MapShape("@last", "value", titles=("comm",)),
+    }
+    buckets = [
+        {"min": 1, "max": 1, "count": 2 * step},
+        {"min": 4, "max": 7, "count": 3 * step},
+        *([{"min": 1024, "max": 2047, "count": more}] if more else []),
+    ]
+    entries = {
+        "@calls": [('curl, "x",3', 5 * step), ("nginx,4", 7 * step)],
+        "@sizes": [("web-1-a", buckets), ("web-1-b", buckets[1:2])],
+        "@took": [(None, {"count": 2 * step, "average": 0, "total": 7 * step})],
+        "@last": [("nginx", "GET"), ("curl", 2**60 + 1)],
+    }
+    maps = {
+        name: table(MapData(name, "map", tuple(entries[name])), shape, (0, 17))
+        for name, shape in shapes.items()
+    }
+    lines = (Text("one\ntwo\n", "shop/web-1-a", "node-1"), Value([7, "x"]), maps["@took"])
+    time_ns = start_ns + step * 10**10
+    metrics = {"@calls": "app.calls", "@sizes": "app_sizes", "@took": "app_took"}
+    origin = Origin("podscope-trace-1", "calls", "shop", ("fd", "what"))
+    made = TraceRows(origin, metrics, start_ns)
+    return [*made.batches(Answer(lines, maps, time_ns), shapes, {"lines": step})]
+
+
+def trace_rows(step: int = 1, **more: int) -> Rows:
+    """Maps of a trace."""
+    return _of_batch(trace_batches(step, **more)[1])
+
+
+def trace_line_rows() -> Rows:
+    """What its program has printed."""
+    return _of_batch(trace_batches()[0])
+
+
 # Rows of every kind that sinks get.
 KINDS = (
     *(http_rows, service_rows, request_rows, event_rows),
-    *(tcp_rows, dns_rows, listen_rows, lost_rows),
+    *(tcp_rows, dns_rows, listen_rows, lost_rows, trace_rows, trace_line_rows),
 )

@@ -19,6 +19,7 @@ from podscope.commands import COMMANDS
 from podscope.schema_metrics import LABELS
 from podscope.schema_metrics import LOST as LOST_FIELDS
 from podscope.schema_metrics import METRICS as METRICS_BELOW
+from podscope.schema_trace import FIELDS as TRACE_FIELDS
 from podscope.sinks import prometheus
 from podscope.sources import source as sources
 
@@ -107,6 +108,7 @@ def test_reference_has_no_section_of_a_command_that_is_not_there():
         ("http", schema.HTTP),
         ("request", schema.REQUEST),
         ("lost", LOST_FIELDS),
+        *TRACE_FIELDS.items(),
         *((kind, sources.fields_of(kind)) for kind in sources.kinds()),
     ],
     ids=lambda v: str(v)[:7],

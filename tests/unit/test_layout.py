@@ -13,7 +13,7 @@ PACKAGE = ROOT / "src" / "podscope"
 # Tables of fields, one a source.
 SCHEMAS = {
     "schema",
-    *(f"schema_{name}" for name in ("dns", "events", "listen", "metrics", "oom", "tcp")),
+    *(f"schema_{name}" for name in ("dns", "events", "listen", "metrics", "oom", "tcp", "trace")),
 }
 # A room imports only from itself and the rooms of the lines before it.
 ROOMS = (

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import datetime
 import sys
 from typing import TYPE_CHECKING
 
 from podscope import filters
 from podscope.commands import showing
 from podscope.commands import targets
+from podscope.commands import trace_sinks
 from podscope.commands.lifetime import Lifetime
 from podscope.errors import UsageError
 
@@ -32,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--interval", metavar="TIME", default="1s", help="time between updates (default: 1s)"
     )
+    trace_sinks.add_sinks(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -42,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
     from podscope.commands.ways import Ways
     from podscope.identity.kubernetes_client import find_server
     from podscope.trace.following import Following
+    from podscope.trace.rows import Origin
 
     interval = filters.duration_ns(args.interval, "--interval", least_ns=_LEAST_INTERVAL_NS) / 1e9
     server = find_server(args.kubeconfig or "", args.context or "")
@@ -57,5 +61,13 @@ def run(args: argparse.Namespace) -> int:
         columns, speaks = run_cluster.program_of(about)
         places = ("node", "pod") if kept.of_pods else ("node",)
         view = showing.View(args.output, kept.title, columns, places)
-        shown = run_cluster.InCluster(following, kept.target, speaks)
-        return run_cluster.show(shown, view, sys.stdout)
+        origin = Origin(kept.name, kept.title, columns=columns)
+        program = about.program if about is not None else ""
+        with trace_sinks.feed(args, origin, program, start_ns=_began(kept.created)) as feed:
+            shown = run_cluster.InCluster(following, kept.target, speaks, feed)
+            return run_cluster.show(shown, view, sys.stdout)
+
+
+def _began(created: str) -> int:
+    """A time of the API server, as Unix nanoseconds."""
+    return round(datetime.datetime.fromisoformat(created).timestamp()) * 10**9

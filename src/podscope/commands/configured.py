@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -138,12 +139,13 @@ def kinds(config: Config) -> tuple[str, ...]:
 
 
 @contextmanager
-def outputs(config: Config, host: str) -> Iterator[Outputs]:
+def outputs(config: Config, host: str, some: Sequence[str] | None = None) -> Iterator[Outputs]:
     """The sinks of the configuration; at the end stderr has a line for each of them.
 
     Args:
         config: the configuration.
         host: ``host.name`` of all rows.
+        some: kinds of rows that there may be; None: those that are watched.
 
     Raises:
         PodscopeError: a sink that cannot work so.
@@ -152,7 +154,8 @@ def outputs(config: Config, host: str) -> Iterator[Outputs]:
 
     resource = {"host.name": host, "k8s.cluster.name": config.cluster}
     told = {name: text for name, text in resource.items() if text}
-    made = Outputs(config.sinks, told, kinds(config), grace=float(config.grace), tell=_tell)
+    known = kinds(config) if some is None else some
+    made = Outputs(config.sinks, told, known, grace=float(config.grace), tell=_tell)
     try:
         with made:
             yield made

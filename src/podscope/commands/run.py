@@ -19,6 +19,7 @@ from typing import TextIO
 from podscope import filters
 from podscope.commands import showing
 from podscope.commands import targets
+from podscope.commands import trace_sinks
 from podscope.commands.lifetime import Lifetime
 from podscope.errors import PodscopeError
 from podscope.errors import UsageError
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     import argparse
     from contextlib import AbstractContextManager
 
+    from podscope.commands.trace_sinks import Feed
     from podscope.trace.host_targets import HostTarget
     from podscope.trace.maps import MapShape
     from podscope.trace.scripts import Script
@@ -142,6 +144,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0,
         help="end as by Ctrl-C when a connection comes to this port of 127.0.0.1",
     )
+    trace_sinks.add_sinks(parser)
     _add_cluster(parser)
 
 
@@ -283,15 +286,22 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--by {chosen.by}: only in a cluster")
     if os.geteuid() != 0:
         raise PodscopeError("bpftrace needs root: run it with sudo")
-    return _run_here(chosen)
+    if args.config and chosen.form == "snapshots":
+        raise UsageError("--config: not with -o snapshots")
+    return _run_here(chosen, args)
 
 
-def _run_here(chosen: Options) -> int:
+def _run_here(chosen: Options, args: argparse.Namespace) -> int:
+    import socket
+
     import podscope.trace.session as sessions
+    from podscope.trace.rows import Origin
 
+    origin = Origin(program=chosen.script.name, columns=chosen.script.columns)
     with Lifetime() as lifetime, stopping(chosen.stop_port):
         found, prepared = _prepared(chosen)
         with (
+            trace_sinks.feed(args, origin, chosen.script.text, host=socket.gethostname()) as feed,
             place(chosen) as out,
             sessions.Trace(
                 prepared,
@@ -307,7 +317,7 @@ def _run_here(chosen: Options) -> int:
                 _write_snapshots(trace, chosen, out)
             else:
                 view = showing.View(chosen.form, chosen.script.name, chosen.script.columns)
-                showing.show(_Here(trace, chosen.target), view, out)
+                showing.show(_Here(trace, chosen.target, feed), view, out)
     return 0
 
 
@@ -338,6 +348,7 @@ class _Here:
 
     trace: Trace
     target: str
+    feed: Feed | None = None
 
     @property
     def where(self) -> str:
@@ -356,7 +367,10 @@ class _Here:
         return self.trace.full
 
     def __iter__(self) -> Iterator[Answer]:
-        return iter(self.trace)
+        for answer in self.trace:
+            if self.feed is not None:
+                self.feed.put(answer, self.shapes(), self.lost)
+            yield answer
 
     def shapes(self) -> Mapping[str, MapShape]:
         return self.trace.prepared.told_shapes()
@@ -365,7 +379,7 @@ class _Here:
         return ""
 
     def notes(self) -> Sequence[str]:
-        return self.trace.notes
+        return [*self.trace.notes, *(self.feed.notes if self.feed is not None else ())]
 
     def end(self) -> str:
         return ""

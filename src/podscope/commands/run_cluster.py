@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from dataclasses import field
 from dataclasses import replace
 from typing import TYPE_CHECKING
 from typing import Any
@@ -25,6 +24,7 @@ import msgspec
 from podscope.commands import placement
 from podscope.commands import showing
 from podscope.commands import targets
+from podscope.commands import trace_sinks
 from podscope.commands.lifetime import Lifetime
 from podscope.commands.run import IMAGE
 from podscope.commands.run import Options
@@ -55,8 +55,10 @@ from podscope.trace.kept import Kept
 from podscope.trace.kept import Traces
 from podscope.trace.parse import ProgramError
 from podscope.trace.parse import parse
+from podscope.trace.rows import Origin
 
 if TYPE_CHECKING:
+    from podscope.commands.trace_sinks import Feed
     from podscope.scope import Scope
     from podscope.trace.maps import MapShape
     from podscope.trace.reports import About
@@ -105,7 +107,13 @@ def run(chosen: Options, args: argparse.Namespace) -> int:
     request = _request(chosen, args, args.namespace or server.namespace)
     change = _change(args)
     _tell_unused(args)
-    with Lifetime() as lifetime, Ways(server, args.agent_namespace) as ways:
+    space = asked.scope.namespace or ""
+    origin = Origin(request.name, chosen.script.name, space, chosen.script.columns)
+    with (
+        Lifetime() as lifetime,
+        trace_sinks.feed(args, origin, chosen.script.text) as feed,
+        Ways(server, args.agent_namespace) as ways,
+    ):
         by_agents = _by_agents(asked, args, parts, ways)
         if by_agents:
             # An agent may not reach the maps of its bpftrace, to tell it of new cgroups.
@@ -134,7 +142,7 @@ def run(chosen: Options, args: argparse.Namespace) -> int:
             places = ("node", "pod") if asked.of_pods and chosen.confine else ("node",)
             view = showing.View(chosen.form, chosen.script.name, chosen.script.columns, places)
             try:
-                return show(InCluster(following, chosen.target, speaks), view, out)
+                return show(InCluster(following, chosen.target, speaks, feed), view, out)
             except KeyboardInterrupt:
                 name = kept.name.removeprefix(traces.PREFIX)
                 print(
@@ -205,6 +213,8 @@ def _container(words: Sequence[str], container: str) -> tuple[list[str], str]:
 
 def _check_program(chosen: Options, args: argparse.Namespace) -> bool:
     """Whether the program writes lines; raises UsageError where no node could run it."""
+    if args.config and args.detach:
+        raise UsageError("--config: who shows the trace gives it to sinks; leave out -d")
     if args.process_selector:
         raise UsageError("--process-selector: only for other tracers than bpftrace")
     if chosen.form == "snapshots":
@@ -416,7 +426,7 @@ class InCluster:
     following: Following
     target: str
     speaks: bool
-    began: float = field(default_factory=time.monotonic)
+    feed: Feed | None = None
 
     @property
     def where(self) -> str:
@@ -431,7 +441,10 @@ class InCluster:
         return {}  # told by node, in the notes
 
     def __iter__(self) -> Iterator[Answer]:
-        return iter(self.following)
+        for answer in self.following:
+            if self.feed is not None:
+                self.feed.put(answer, self.shapes(), self.lost)
+            yield answer
 
     def shapes(self) -> Mapping[str, MapShape]:
         return self.following.shapes()
@@ -454,6 +467,7 @@ class InCluster:
             if node not in told and state != ENDED:
                 silent.setdefault(why or "no answer", []).append(node)
         said = [f"{', '.join(nodes)}: {why}" for why, nodes in silent.items()]
+        said += self.feed.notes if self.feed is not None else ()
         return [*said, *(note for note in gathered.notes() if not note.endswith(": no answer"))]
 
     def end(self) -> str:

@@ -77,6 +77,7 @@ def _is_elastic(settings: SinkSettings) -> bool:
 def _lines(settings: Any, others: Sequence[str], args: argparse.Namespace) -> Iterator[str]:
     from podscope import schema
     from podscope import schema_metrics
+    from podscope import schema_trace
     from podscope.sinks import elasticsearch
     from podscope.sinks.rows import BY_SERVICE
     from podscope.sinks.rows import SERVICE
@@ -85,6 +86,7 @@ def _lines(settings: Any, others: Sequence[str], args: argparse.Namespace) -> It
     services = schema.told(schema.HTTP, BY_SERVICE)
     kinds = {"http": schema.HTTP, SERVICE: services, "request": schema.REQUEST}
     kinds |= {kind: fields_of(kind) for kind in others} | {"lost": schema_metrics.LOST}
+    kinds |= schema_trace.FIELDS
     more: Callable[[bool], Sequence[Asset]] | None = None
     if args.pipelines:
         from podscope.dashboards import files

@@ -118,7 +118,7 @@ class Delivery:
             self._note_lost(batch)
         if len(batch) == 0 or any(batch.kind not in some for some in self._kinds):
             return
-        size = batch.rows.nbytes
+        size = batch.size
         with self._condition:
             while self._queue and self._queued_bytes + size > self.settings.queue.memory:
                 self._drop(len(self._pop()), "queue_full")
@@ -215,7 +215,7 @@ class Delivery:
 
     def _pop(self) -> Batch:
         batch = self._queue.popleft()
-        self._queued_bytes -= batch.rows.nbytes
+        self._queued_bytes -= batch.size
         return batch
 
     def _drop(self, count: int, reason: str) -> None:

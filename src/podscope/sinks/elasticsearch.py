@@ -24,6 +24,7 @@ from podscope.errors import PodscopeError
 from podscope.schema import Array
 from podscope.schema import Field
 from podscope.schema_metrics import SUMS
+from podscope.schema_trace import MAPS
 from podscope.settings import Duration
 from podscope.settings import Secret
 from podscope.sinks import elastic_templates as templates
@@ -264,7 +265,7 @@ def documents(rows: Rows, *, histograms: bool) -> bytes:
     """
     common = {
         "event.dataset": f"podscope.{rows.kind}",
-        "event.kind": "metric" if rows.kind in templates.SUMS | SUMS else "event",
+        "event.kind": "metric" if rows.kind in templates.SUMS | SUMS | {MAPS} else "event",
         **rows.resource,
     }
     called = templates.names(rows.fields)

@@ -19,6 +19,7 @@ from podscope import schema
 from podscope.schema import Array
 from podscope.schema import Field
 from podscope.schema_metrics import METRICS
+from podscope.schema_trace import KEY
 from podscope.sinks.columns import apart
 from podscope.sinks.columns import joined
 from podscope.sinks.columns import rounded
@@ -44,6 +45,10 @@ _FEW = frozenset(
         "podscope.dns.response_code",
         "podscope.oom.scope",
         "podscope.tcp.event",
+        "podscope.trace.map",
+        "podscope.trace.name",
+        "podscope.trace.program",
+        "podscope.trace.type",
         "reason",
     }
 )
@@ -97,7 +102,7 @@ def lines_of(rows: Rows, measurement: str, distinct: Distinct) -> list[str]:
 
 def is_tag(one: Field) -> bool:
     """Whether a field is a tag: it says what a row is about, and there are few of it."""
-    return one.name in TAGS
+    return one.name in TAGS or one.name.startswith(KEY)
 
 
 def key(text: str) -> str:

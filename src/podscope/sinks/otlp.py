@@ -6,6 +6,7 @@ Sums as metrics, single events as logs, requests that carry a trace also as its 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Annotated
@@ -13,14 +14,17 @@ from typing import ClassVar
 from typing import Literal
 
 import httpx
+import numpy as np
 from msgspec import Meta
 
 from podscope.schema_metrics import METRICS
 from podscope.schema_metrics import SUMS
+from podscope.schema_trace import MAPS
 from podscope.settings import Secret
 from podscope.settings import Url
 from podscope.sinks import otlp_messages
 from podscope.sinks import protobuf
+from podscope.sinks import trace_metrics
 from podscope.sinks.cumulative import SERIES
 from podscope.sinks.cumulative import Cumulative
 from podscope.sinks.cumulative import Labels
@@ -88,7 +92,9 @@ class Otlp:
         self._latest_ns = 0
         self._mark: tuple[str, int, int] | None = None
         self._taken: set[str] = set()
-        kinds = {"metrics": ("http", *METRICS), "traces": ("request",), "logs": ()}
+        self._traced = ""
+        self._deltas = trace_metrics.Deltas() if is_delta else None
+        kinds = {"metrics": ("http", *METRICS, MAPS), "traces": ("request",), "logs": ()}
         some = tuple(kind for signal in settings.signals for kind in kinds[signal])
         self.only_kinds = () if "logs" in settings.signals else some
 
@@ -96,12 +102,16 @@ class Otlp:
         """Sends the rows; raises NotTaken as ``Sink.send`` says."""
         with_metrics = "metrics" in self._signals
         told: list[tuple[int, str]] = []
+        single = rows
         if rows.kind == "http":
             told = self._metrics(rows) if with_metrics else []
         elif with_metrics and rows.kind in METRICS:
             told = self._event_metrics(rows)
-        if rows.kind != "http" and not (with_metrics and rows.kind in SUMS):
-            told += self._single(rows)
+        elif with_metrics and rows.kind == MAPS:
+            told = self._trace_metrics(rows)
+            single = rows.take(rows.columns["podscope.trace.metric"] == np.array(None))
+        if rows.kind != "http" and not (with_metrics and rows.kind in SUMS) and len(single):
+            told += self._single(single)
         rejected = sum(count for count, _ in told)
         if rejected:
             raise Partly(None, unnamed=min(rejected, len(rows)), why=told[-1][1])
@@ -109,6 +119,32 @@ class Otlp:
     def close(self) -> None:
         """Closes the connection."""
         self._transport.close()
+
+    def _trace_metrics(self, rows: Rows) -> list[tuple[int, str]]:
+        """Metrics that rows of a trace say themselves how they stand; told again without harm."""
+        if rows.id == self._traced:
+            return []  # they come once more because of what else is in them
+        now = self._not_before_others(rows)
+        if self._of_events is None:
+            self._of_events = _descriptions(rows)
+        known = self._of_events
+        waiting = _portions(trace_metrics.points(now), SERIES_AT_ONCE)
+        told = []
+        while waiting:
+            some = waiting.pop()
+            growth = some if self._deltas is None else self._deltas.of(some)
+            body = otlp_messages.point_metrics(growth, now, known, temporality=self._temporality)
+            try:
+                told.append(self._export("metrics", body))
+            except TooLarge as error:
+                if len(some) > 1:
+                    waiting += _portions(some, (len(some) + 1) // 2)
+                    continue
+                told.append((1, str(error)))
+            if self._deltas is not None:
+                self._deltas.told(some)
+        self._traced = rows.id
+        return told
 
     def _metrics(self, rows: Rows) -> list[tuple[int, str]]:
         """How many were rejected, and why."""
@@ -203,6 +239,12 @@ class Otlp:
 
 def _descriptions(rows: Rows, more: Labels = ()) -> Descriptions:
     return Descriptions(rows.resource.get("host.name", ""), 2 * SERIES, more)
+
+
+def _portions(
+    some: Sequence[trace_metrics.Point], most: int
+) -> list[Sequence[trace_metrics.Point]]:
+    return [some[start : start + most] for start in range(0, len(some), most)]
 
 
 class _Http:

@@ -39,6 +39,7 @@ from podscope.sinks.cumulative import Shot
 from podscope.sinks.event_totals import EventShot
 from podscope.sinks.event_totals import EventTotals
 from podscope.sinks.rows import Rows
+from podscope.sinks.trace_metrics import Point
 
 # AggregationTemporality.
 DELTA, CUMULATIVE = 1, 2
@@ -473,6 +474,69 @@ def event_metrics(
         )
         for owner, some in points.items()
     )
+
+
+def point_metrics(
+    some: Sequence[Point],
+    rows: Rows,
+    descriptions: Descriptions,
+    *,
+    temporality: int = CUMULATIVE,
+) -> bytes:
+    """An ExportMetricsServiceRequest of metrics of traces.
+
+    Args:
+        some: their series.
+        rows: of what all rows have in common.
+        descriptions: of the series.
+        temporality: DELTA: the points are what came since those before.
+    """
+    common = b"".join(attribute(1, name, value) for name, value in rows.resource.items())
+    found: dict[bytes, dict[Metric, list[bytes]]] = {}
+    for one in some:
+        of_owner = found.setdefault(descriptions.of(one.labels).owner, {})
+        of_owner.setdefault(one.metric, []).append(_trace_point(one))
+    kind = protobuf.number(2, temporality)
+    return b"".join(
+        protobuf.of_length(
+            1,
+            _resource(common + owner)
+            + protobuf.of_length(
+                2, _SCOPE + b"".join(_trace_metric(*one, kind) for one in of_owner.items())
+            ),
+        )
+        for owner, of_owner in found.items()
+    )
+
+
+def _trace_point(one: Point) -> bytes:
+    is_histogram = one.metric.type == "histogram"
+    told = b"".join(
+        attribute(9 if is_histogram else 7, name, value)
+        for name, value in one.labels
+        if not is_of_resource(name)
+    )
+    told += protobuf.fixed64(2, one.start_ns) + protobuf.fixed64(3, one.time_ns)
+    if one.metric.type == "counter" and abs(one.number) < 1 << 63:
+        told += protobuf.key(6, 1) + int(one.number).to_bytes(8, "little", signed=True)
+    elif not is_histogram:
+        told += protobuf.double(4, one.number)
+    else:
+        told += protobuf.fixed64(4, one.count)
+        told += b"" if math.isnan(one.number) else protobuf.double(5, one.number)
+        told += protobuf.of_length(6, np.array(one.counts, "<u8").tobytes())
+        told += protobuf.of_length(7, np.array(one.bounds, "<f8").tobytes())
+    return protobuf.of_length(1, told)
+
+
+def _trace_metric(metric: Metric, points: Sequence[bytes], kind: bytes) -> bytes:
+    some = b"".join(points)
+    data = {
+        "gauge": (5, some),
+        "counter": (7, some + kind + protobuf.number(3, 1)),
+        "histogram": (9, some + kind),
+    }
+    return _metric(metric.name, metric.text, metric.unit, protobuf.of_length(*data[metric.type]))
 
 
 def _point(shot: EventShot, at: tuple[int, int], kind: str, one: Described, head: bytes) -> bytes:

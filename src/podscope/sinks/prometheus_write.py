@@ -20,6 +20,7 @@ from msgspec import Meta
 
 from podscope.schema import Array
 from podscope.schema_metrics import METRICS
+from podscope.schema_trace import MAPS
 from podscope.settings import Secret
 from podscope.settings import Url
 from podscope.sinks import remote_write
@@ -41,6 +42,7 @@ from podscope.sinks.plugin import SinkSettings
 from podscope.sinks.plugin import TooLarge
 from podscope.sinks.remote_write import Template
 from podscope.sinks.rows import Rows
+from podscope.sinks.trace_metrics import TraceWriter
 
 # A request has so many sets of labels, of 19 time series each.
 SERIES_AT_ONCE = 200
@@ -94,13 +96,17 @@ class Prometheus:
         self._events = EventWriter(
             self._sent, self._client.said, job=settings.job, native=settings.native
         )
+        self._traces = TraceWriter(self._sent, self._client.said, settings.job)
         self.notes: list[str] = []
-        self.only_kinds = ("http", *METRICS, *(("request",) if settings.version > 1 else ()))
+        self.only_kinds = ("http", *METRICS, MAPS, *(("request",) if settings.version > 1 else ()))
 
     def send(self, rows: Rows) -> None:
         """Writes the totals with these rows; raises NotTaken as ``Sink.send`` says."""
         if rows.kind in METRICS:
             self._events.send(rows)
+            return
+        if rows.kind == MAPS:
+            self._traces.send(rows)
             return
         if rows.kind == "request":
             if self._version > 1:

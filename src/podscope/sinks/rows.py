@@ -24,6 +24,7 @@ from podscope import red
 from podscope import schema
 from podscope import schema_events
 from podscope import schema_metrics
+from podscope import schema_trace
 from podscope import wire
 from podscope.schema import Array
 from podscope.schema import Field
@@ -163,6 +164,11 @@ def of_batches(
         filled = [batch for batch in of_kind if len(batch)]
         if not filled:
             continue
+        if kind == schema_trace.MAPS:
+            # Each has all that those before it had.
+            for part in _entries(filled[-1]):
+                yield replace(_plain(part), resource=resource or {})
+            continue
         if kind in merge.RULES:
             yield replace(_sums(merge.merged(of_kind)), resource=resource or {})
             continue
@@ -195,6 +201,18 @@ def _portions(batches: Sequence[Batch]) -> Iterator[list[Batch]]:
                 some, room = [], PORTION
     if some:
         yield some
+
+
+def _entries(batch: Batch) -> Iterator[Batch]:
+    """The same rows, about PORTION at once, with the buckets of a histogram together."""
+    start = 0
+    entries = batch.rows["entry"]
+    ends = np.flatnonzero(np.diff(entries) != 0) + 1
+    while start < len(batch):
+        end = ends[ends >= start + PORTION]
+        stop = int(end[0]) if len(end) else len(batch)
+        yield batch.where(np.arange(start, stop))
+        start = stop
 
 
 def _http(batches: Sequence[Batch], by: Sequence[str]) -> Rows:

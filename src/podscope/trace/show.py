@@ -58,7 +58,7 @@ def line_text(line: Line, shapes: Mapping[str, MapShape]) -> str:
     if isinstance(line, Text):
         return line.text
     if isinstance(line, Value):
-        return f"{_plain(line.value)}\n"
+        return f"{plain(line.value)}\n"
     return "".join(f"{one}\n" for one in map_lines(line, shapes.get(line.name)))
 
 
@@ -122,7 +122,7 @@ class Columns:
     def lines(self, values: Sequence[Any]) -> str:
         """A line, and before the first one the header."""
         values = row(values, self._names)
-        cells = [render.clean(_plain(value)) for value in values]
+        cells = [render.clean(plain(value)) for value in values]
         self._widths = [
             max(width, render.text_width(cell))
             for width, cell in zip(self._widths, cells, strict=True)
@@ -179,7 +179,7 @@ def _cells(one: MapTable, number: int) -> tuple[str, ...]:
         average = f"{total / count:.6g}" if count else "-"
         return (str(count), average, str(total)) if one.kind == "stats" else (average,)
     if one.kind == VALUE:
-        return (render.clean(_plain(one.values[number])),)
+        return (render.clean(plain(one.values[number])),)
     return (str(one.values[number]),)
 
 
@@ -250,9 +250,10 @@ def _power(kind: str, number: int) -> str:
     return str(number)
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
+    """A value as bpftrace prints it: a tuple in brackets."""
     if isinstance(value, list):
-        return f"({', '.join(_plain(one) for one in value)})"
+        return f"({', '.join(plain(one) for one in value)})"
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -299,5 +300,5 @@ def _csv_cells(one: MapTable, number: int) -> list[tuple[Any, Any, str, Any]]:
             (bucket.get("min", ""), bucket.get("max", ""), "count", bucket["count"])
             for bucket in entry["buckets"]
         ]
-    cells = ((name, _plain(v) if isinstance(v, list) else v) for name, v in entry.items())
+    cells = ((name, plain(v) if isinstance(v, list) else v) for name, v in entry.items())
     return [("", "", name, value) for name, value in cells]
