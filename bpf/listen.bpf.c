@@ -11,6 +11,7 @@
 #include "common/atomics.h"
 #include "common/owner.h"
 #include "common/packet.h"
+#include "common/percpu.h"
 #include "listen/listen.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
@@ -23,7 +24,9 @@ const struct listen_drop *drop_type __attribute__((unused));
 
 #define SOCK_STREAM 1
 
-const volatile bool with_drops = false; /* each drop is told, too */
+const volatile bool with_drops = false;   /* each drop is told, too */
+const volatile u32 mib_overflows = 0;     /* LINUX_MIB_LISTENOVERFLOWS, another in each kernel */
+const volatile bool with_counter = false; /* whether that is known */
 
 /* What is noted with a listener. */
 struct listener {
@@ -31,6 +34,8 @@ struct listener {
 	u32 owner;
 	u32 drops; /* of the socket, when they were last told */
 	u32 was;
+	u64 overflows; /* of its network namespace, when it was first seen */
+	u64 seen;      /* what is above holds */
 };
 
 struct {
@@ -116,6 +121,42 @@ static __always_inline u32 netns_of(const struct sock *sk)
 	return BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
 }
 
+/*
+ * What the kernel has counted in a network namespace, as /proc/net/netstat shows it to who is in
+ * there. An overflow is counted before the drop that it is: read it after the drops.
+ */
+static __noinline u64 overflows_of(const struct sock *sk)
+{
+	void *counters = BPF_CORE_READ(sk, __sk_common.skc_net.net, mib.net_statistics);
+	u64 sum = 0, part;
+
+	if (!with_counter)
+		return LISTEN_UNKNOWN;
+	for (u32 cpu = 0; cpu < MAX_CPUS && cpu < cpus; cpu++) {
+		if (cpu_read(&part, sizeof(part), counters + mib_overflows * sizeof(part), cpu))
+			sum += part;
+	}
+	return sum;
+}
+
+static __always_inline u64 netns_id(const struct sock *sk)
+{
+	struct net *net = BPF_CORE_READ(sk, __sk_common.skc_net.net);
+
+	/* Linux commit 3d368ab87cf6 ("net: initialize net->net_cookie at netns setup"), in v5.12 */
+	if (bpf_core_field_exists(net->net_cookie))
+		return BPF_CORE_READ(net, net_cookie);
+	return BPF_CORE_READ(net, ns.inum);
+}
+
+/* A listener is seen for the first time: what was dropped before is nobody's. */
+static __always_inline void begin(struct listener *listener, const struct sock *sk)
+{
+	listener->drops = BPF_CORE_READ(sk, sk_drops.counter);
+	listener->overflows = overflows_of(sk);
+	listener->seen = 1;
+}
+
 static __always_inline u32 accept_queue(const struct sock *sk)
 {
 	return BPF_CORE_READ(sk, sk_ack_backlog);
@@ -142,9 +183,12 @@ static __always_inline void fill(struct listen_row *row, const struct sock *sk,
 {
 	u64 key = (u64)sk;
 	struct highest *most = bpf_map_lookup_elem(&highest, &key);
-	u32 drops = BPF_CORE_READ(sk, sk_drops.counter);
 	struct sock_head head;
+	u32 drops;
 
+	if (!listener->seen) /* noted from user space */
+		begin(listener, sk);
+	drops = BPF_CORE_READ(sk, sk_drops.counter);
 	sock_head_read(&head, sk);
 	__builtin_memset(row, 0, sizeof(*row));
 	row->cgroup_id = sock_cgroup_id(sk);
@@ -164,6 +208,9 @@ static __always_inline void fill(struct listen_row *row, const struct sock *sk,
 	}
 	row->limit = BPF_CORE_READ(sk, sk_max_ack_backlog);
 	row->drops = drops - listener->drops;
+	row->netns_id = netns_id(sk);
+	row->overflows_first = listener->overflows;
+	row->overflows_now = row->drops ? overflows_of(sk) : LISTEN_UNKNOWN;
 	know(key, listener, drops, BPF_NOEXIST);
 	row->port = sock_head_get(&head, u16, skc_num);
 	row->was = listener->was;
@@ -244,7 +291,7 @@ static __always_inline void begins(struct bpf_sock_ops *ops, struct bpf_sock *sk
 	bpf_map_delete_elem(&highest, &note->listener);
 	listener->pid = note->pid;
 	listener->owner = note->owner;
-	listener->drops = BPF_CORE_READ((struct sock *)tcp, sk_drops.counter);
+	begin(listener, (struct sock *)tcp);
 	know(note->listener, listener, listener->drops, BPF_ANY);
 	bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
 }
@@ -509,7 +556,7 @@ static __always_inline void note_subflow(struct sock *sk, struct task_struct *ta
 	owner_note(&owner, task);
 	subflow.listener.pid = owner.pid;
 	subflow.listener.owner = owner.owner;
-	subflow.listener.drops = BPF_CORE_READ(first, sk_drops.counter);
+	begin(&subflow.listener, first);
 	subflow.netns = netns_of(first);
 	subflow.port = BPF_CORE_READ(first, __sk_common.skc_num);
 	if (bpf_map_update_elem(&subflows, &key, &subflow, BPF_NOEXIST))
@@ -547,7 +594,7 @@ int listen_open_sockets(struct bpf_iter__task_file *ctx)
 	note->listener = (u64)sk;
 	listener->pid = note->pid;
 	listener->owner = note->owner;
-	listener->drops = BPF_CORE_READ(sk, sk_drops.counter);
+	begin(listener, sk);
 	return 0;
 }
 #endif

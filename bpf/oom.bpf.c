@@ -11,6 +11,7 @@
  * All is read while the killer holds the victim, so that nothing of it is gone yet.
  */
 #include "common/kernel.h"
+#include "common/percpu.h"
 #include "oom/oom.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
@@ -20,14 +21,12 @@ const struct oom_kill *kill_type __attribute__((unused));
 
 #define SIGKILL       9
 #define SEND_SIG_PRIV 1 /* include/linux/sched/signal.h: who sends is the kernel */
-#define MAX_CPUS      1024
 #define UNLIMITED     (~0ULL)
 
 /* include/linux/mm_types_task.h */
 enum { MM_FILEPAGES, MM_ANONPAGES, MM_SWAPENTS, MM_SHMEMPAGES };
 
 const volatile u32 page_size = 4096;
-const volatile u32 cpus = 1;
 
 typedef struct {
 	s64 counter;
@@ -127,8 +126,6 @@ struct mm_struct___percpu {
 	struct percpu_counter rss_stat[4];
 } __attribute__((preserve_access_index));
 
-extern const void __per_cpu_offset __ksym __weak;
-
 struct victim {
 	u64 task;
 	u32 pid; /* of the thread */
@@ -162,15 +159,10 @@ static __always_inline s64 percpu_sum(struct percpu_counter *counter)
 	s32 *counters = BPF_CORE_READ(counter, counters);
 	s64 sum = BPF_CORE_READ(counter, count);
 
-	if (!&__per_cpu_offset)
-		return sum;
 	for (u32 cpu = 0; cpu < MAX_CPUS && cpu < cpus; cpu++) {
-		u64 offset = 0;
 		s32 part = 0;
 
-		bpf_probe_read_kernel(&offset, sizeof(offset),
-				      (void *)&__per_cpu_offset + cpu * sizeof(offset));
-		bpf_probe_read_kernel(&part, sizeof(part), (void *)counters + offset);
+		cpu_read(&part, sizeof(part), counters, cpu);
 		sum += part;
 	}
 	return sum;

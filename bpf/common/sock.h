@@ -40,8 +40,14 @@ struct netns_ipv4 {
 	int sysctl_max_syn_backlog;
 } __attribute__((preserve_access_index));
 
+struct netns_mib {
+	void *net_statistics; /* for each CPU: struct linux_mib */
+} __attribute__((preserve_access_index));
+
 struct net {
+	u64 net_cookie;
 	struct ns_common ns;
+	struct netns_mib mib;
 	struct netns_ipv4 ipv4;
 } __attribute__((preserve_access_index));
 

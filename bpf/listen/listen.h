@@ -3,9 +3,18 @@
 #ifndef __PODSCOPE_LISTEN_H
 #define __PODSCOPE_LISTEN_H
 
+#define LISTEN_UNKNOWN (~0ULL)
+
 /* One listener over one interval. */
 struct listen_row {
 	__u64 cgroup_id;
+	__u64 netns_id; /* of its network namespace: never given twice, since Linux 5.12 */
+	/*
+	 * The kernel's ListenOverflows of that namespace: when the listener was first seen, and
+	 * at the end of the interval if there were drops. Else, or if unknown, LISTEN_UNKNOWN.
+	 */
+	__u64 overflows_first;
+	__u64 overflows_now;
 	__u32 pid;
 	__u32 owner;
 	__u32 netns;          /* inode number of its network namespace */

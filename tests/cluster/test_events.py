@@ -154,11 +154,15 @@ def test_a_queue_that_overflows_is_in_the_metrics_with_the_listeners_pod(cluster
     # WHEN another one connects more often than its queue holds
     finish(cluster, job("crowd", CROWD.format(address=address)))
 
-    # THEN drops are those that the kernel counts, of the listener's pod
+    # THEN overflows and drops are those that the kernel counts, of the listener's pod
     labels = {"k8s_pod_name": "stuck", "server_port": "7000"}
-    drops = "podscope_listen_drops_total"
-    wait(lambda: measured(cluster, drops, **labels) == counted(cluster, "stuck")[1])
-    assert measured(cluster, drops, **labels) > 0
+
+    def told() -> tuple[float, float]:
+        names = ("podscope_listen_overflows_total", "podscope_listen_drops_total")
+        return tuple(measured(cluster, name, **labels) for name in names)
+
+    wait(lambda: told() == counted(cluster, "stuck"))
+    assert told()[0] > 0
     assert measured(cluster, "podscope_listen_limit", **labels) == 2
     assert measured(cluster, "podscope_listen_queue_usage_ratio", **labels) == 1.5
     delete(cluster, f"api/v1/namespaces/{SPACE}/pods/stuck")

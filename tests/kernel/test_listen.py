@@ -298,6 +298,115 @@ def test_a_listener_of_mptcp_is_told_from_before_the_start_and_after_it(inside):
         assert of_port(source.read()["listen"], before, inside.pid).size == 0
 
 
+# A source that tells what it has read for each line that it is given.
+READER = """
+import json, sys
+from podscope.sources import listen
+newest = listen.load_newest
+listen.load_newest = lambda _, prepare: newest(sys.argv[1], prepare)
+with listen.ListenSource() as source:
+    print("ready", flush=True)
+    for port in map(int, sys.stdin):
+        rows = source.read()["listen"]
+        ours = rows[rows["port"] == port]
+        print(json.dumps([int(ours[name].sum()) for name in ("drops", "overflows")]), flush=True)
+"""
+# What an agent in a pod may: programs and maps, and no process but its own is there for it.
+# Before Linux 5.11 it takes another right to have memory, which podscope would ask for itself.
+IN_A_POD = (
+    "sh", "-c", 'ulimit -l unlimited 2>/dev/null; exec "$@"', "-",
+    "unshare", "--pid", "--fork", "--kill-child", "--mount-proc",
+    "setpriv", "--inh-caps=-all", "--bounding-set=-all,+cap_38,+cap_39,+net_admin",
+)  # fmt: skip
+
+
+def test_overflows_are_told_with_the_rights_of_an_agent(inside, build):
+    # GIVEN
+    with subprocess.Popen(
+        [*IN_A_POD, sys.executable, "-W", "ignore", "-c", READER, build],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    ) as reader:  # fmt: skip
+        assert reader.stdin is not None and reader.stdout is not None
+        assert reader.stdout.readline() == "ready\n"
+        port = inside.ask("listen(3)")
+
+        # WHEN it is flooded
+        inside.ask(f"connect({port}, 30)")
+        until(lambda: inside.ask("counters()")["ListenOverflows"] > 8, 30)
+        drops = overflows = 0
+        settled = False
+        while not settled:
+            before = inside.ask("counters()")
+            reader.stdin.write(f"{port}\n")
+            reader.stdin.flush()
+            more = json.loads(reader.stdout.readline())
+            drops, overflows = drops + more[0], overflows + more[1]
+            settled = before["ListenDrops"] == inside.ask("counters()")["ListenDrops"]
+
+        # THEN they are the kernel's own
+        assert (overflows, drops) == (before["ListenOverflows"], before["ListenDrops"])
+        reader.stdin.close()
+
+
+def test_overflows_of_a_process_that_is_gone_are_told(source):
+    # GIVEN a listener that has dropped
+    with network_namespace(FUNCTIONS) as inside:
+        port = inside.ask("listen(2)")
+        pid = inside.pid
+        source.read()
+        inside.ask(f"connect({port}, 12)")
+        until(lambda: inside.ask("counters()")["ListenOverflows"] > 5, 30)
+
+    # WHEN it has ended
+    (row,) = of_port(source.read()["listen"], port, pid)
+
+    # THEN
+    assert row["closed"] == 1
+    assert row["overflows"] == row["drops"] > 5
+
+
+def test_overflows_count_from_where_a_listener_begins(inside, source):
+    # GIVEN a listener that has dropped and is gone since more than an interval
+    gone = inside.ask("listen(2)")
+    inside.ask("setting('ipv4/tcp_syn_retries', 1)")
+    inside.ask(f"connect({gone}, 12)")
+    until(lambda: inside.ask("counters()")["ListenOverflows"] > 5, 30)
+    inside.ask("close()")
+    source.read()
+    source.read()
+    earlier = inside.ask("counters()")
+
+    # WHEN another one in its place drops handshakes of which none is an overflow
+    inside.ask("setting('ipv4/tcp_syncookies', 0)")
+    inside.ask("nowhere()")
+    port = inside.ask("listen(8, HERE)")
+    inside.ask(f"flood({port}, 40)")
+    (row,) = of_port(source.read()["listen"], port, inside.pid)
+
+    # THEN
+    counters = inside.ask("counters()")
+    assert counters["ListenOverflows"] == earlier["ListenOverflows"]
+    assert row["drops"] == counters["ListenDrops"] - earlier["ListenDrops"] > 0
+    assert row["overflows"] == 0
+
+
+def test_of_several_listeners_the_one_that_overflows_is_told(inside, source):
+    # GIVEN three in one network namespace
+    ports = inside.ask("[listen(4) for _ in range(3)]")
+    told = [Told(source, port, inside.pid) for port in ports]
+
+    # WHEN
+    inside.ask(f"connect({ports[1]}, 30)")
+    until(lambda: inside.ask("counters()")["ListenOverflows"] > 10, 30)
+    rows = source.read()["listen"]
+
+    # THEN
+    found = [of_port(rows, one.port, one.pid)[0] for one in told]
+    assert [bool(row["drops"]) for row in found] == [False, True, False]
+    assert [int(row["overflows"]) for row in found] == [0, int(found[1]["drops"]), 0]
+
+
 def test_drops_from_before_the_start_are_nobodys(inside):
     # GIVEN
     port = inside.ask("listen(2)")

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,14 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from podscope import schema_listen
+from podscope.kernel.kernel_types import enumerator
 from podscope.sources import listen
-
-NETSTAT = """\
-TcpExt: SyncookiesSent DelayedACKs ListenOverflows ListenDrops
-TcpExt: 1 2 33 44
-IpExt: InNoRoutes
-IpExt: 0
-"""
 
 
 @pytest.mark.parametrize(
@@ -51,12 +45,6 @@ def test_overflows_are_never_more_than_drops(drops, data):
         assert told.sum() == overflows
 
 
-def test_the_kernels_counter_is_found_by_its_name():
-    assert listen.listen_counters(NETSTAT) == listen.Counters(overflows=33, drops=44)
-    assert listen.listen_counters("TcpExt: A\nTcpExt: 1\n") is None
-    assert listen.listen_counters("") is None
-
-
 @pytest.mark.parametrize(
     ("highest", "limit", "high"),
     [(0, 0, 0), (1, 0, 1), (3, 4, 0), (4, 5, 1), (6, 5, 1), (79, 100, 0), (80, 100, 1)],
@@ -70,101 +58,99 @@ def test_a_queue_is_high_from_80_percent_of_its_limit_on(highest, limit, high):
     assert schema_listen.high(rows).tolist() == [high]
 
 
-class Counter:
-    """What the kernel has counted, as a source reads it."""
-
-    def __init__(self, monkeypatch):
-        self.count = 10
-        self.drops = 100
-        self.asked = 0
-        monkeypatch.setattr(listen, "_counters", self.read)
-
-    def read(self, netns, pids):
-        self.asked += 1
-        return None if self.count is None else listen.Counters(self.count, self.drops)
-
-
-def listeners(*drops: int, netns: int = 1) -> np.ndarray:
-    rows = np.zeros(len(drops), [("netns", "u4"), ("pid", "u4"), ("drops", "u4")])
-    rows["netns"], rows["drops"] = netns, drops
+def listeners(*drops: int, now: int, first: int = 10, netns: int = 1) -> np.ndarray:
+    members = ("netns_id", "overflows_first", "overflows_now", "drops")
+    rows = np.zeros(len(drops), [(name, "u8") for name in members])
+    rows["netns_id"], rows["drops"], rows["overflows_first"] = netns, drops, first
+    # The kernel program reads it only where something was dropped.
+    rows["overflows_now"] = np.where(rows["drops"] > 0, now, listen.NOT_READ)
     return rows
 
 
-def test_overflows_are_those_since_the_last_time(monkeypatch):
+def test_overflows_are_those_since_the_last_time():
     # GIVEN
-    counter, overflows = Counter(monkeypatch), listen.Overflows()
-    overflows.of(listeners(0, 0))
+    overflows = listen.Overflows()
+    overflows.of(listeners(0, 0, now=10))
 
     # WHEN
-    counter.count = 13
-    told = [overflows.of(listeners(3, 0)).tolist(), overflows.of(listeners(0, 0)).tolist()]
+    rows = [listeners(3, 0, now=13), listeners(0, 0, now=13), listeners(0, 2, now=15)]
 
-    # THEN the counter is read only where something was dropped
-    assert told == [[3, 0], [0, 0]]
-    assert counter.asked == 2
+    # THEN
+    assert [overflows.of(one).tolist() for one in rows] == [[3, 0], [0, 0], [0, 2]]
 
 
-def test_an_overflow_whose_drop_is_counted_a_moment_later_is_not_forgotten(monkeypatch):
+def test_an_overflow_whose_drop_is_counted_a_moment_later_is_not_forgotten():
     # GIVEN drops are read before overflows: of the last ones only the overflow is seen
-    counter, overflows = Counter(monkeypatch), listen.Overflows()
-    overflows.of(listeners(0, 0))
-    counter.count = 15
+    overflows = listen.Overflows()
+    overflows.of(listeners(0, 0, now=10))
 
     # WHEN
-    told = [overflows.of(listeners(3, 0)).tolist(), overflows.of(listeners(2, 4)).tolist()]
+    told = [
+        overflows.of(listeners(3, 0, now=15)).tolist(),
+        overflows.of(listeners(2, 4, now=15)).tolist(),
+    ]
 
     # THEN
     assert told == [[3, 0], [-1, -1]]
 
 
-@pytest.mark.parametrize(
-    ("overflows", "drops", "told"), [(10, 100, [-1, 0]), (0, 100, [0, 0]), (2, 2, [2, 0])]
-)
-def test_drops_in_a_namespace_that_is_new_are_told_apart_where_its_history_is_known(
-    monkeypatch, overflows, drops, told
-):
-    # GIVEN
-    counter = Counter(monkeypatch)
-    counter.count, counter.drops = overflows, drops
+@pytest.mark.parametrize(("now", "told"), [(10, [0, 0]), (11, [1, 0]), (12, [2, 0])])
+def test_in_a_namespace_that_is_new_those_count_that_came_since_its_listeners(now, told):
+    # GIVEN ten from before, of a listener that is gone
+    overflows = listen.Overflows()
 
     # WHEN / THEN
-    assert listen.Overflows().of(listeners(2, 0)).tolist() == told
+    assert overflows.of(listeners(2, 0, now=now)).tolist() == told
 
 
-def test_where_the_counter_cannot_be_read_nothing_is_said_of_drops(monkeypatch):
+def test_in_a_namespace_that_is_new_the_first_listener_is_where_counting_begins():
+    # GIVEN one that began later
+    rows = listeners(2, 3, now=15)
+    rows["overflows_first"][1] = 12
+
+    # WHEN / THEN
+    assert listen.Overflows().of(rows).tolist() == [2, 3]
+
+
+def test_where_the_counter_cannot_be_read_nothing_is_said_of_drops():
     # GIVEN
-    counter, overflows = Counter(monkeypatch), listen.Overflows()
-    counter.count = None
+    overflows = listen.Overflows()
+    unknown = listen.NOT_READ
 
     # WHEN
-    told = [overflows.of(listeners(n, 0)).tolist() for n in (0, 0, 2)]
-
-    # THEN it is not tried again and again
-    assert told == [[0, 0], [0, 0], [-1, 0]]
-    assert counter.asked == 2
-
-
-def test_the_number_of_a_namespace_may_be_anothers_later(monkeypatch):
-    # GIVEN
-    counter, overflows = Counter(monkeypatch), listen.Overflows()
-    overflows.of(listeners(0))
-    overflows.of(listeners(0, netns=2))
-
-    # WHEN it is there again, and counts from the beginning
-    counter.count, counter.drops = 0, 0
-    overflows.of(listeners(0))
-    counter.count, counter.drops = 4, 4
+    rows = [listeners(n, 0, now=unknown, first=unknown) for n in (0, 0, 2, 0)]
 
     # THEN
-    assert overflows.of(listeners(4)).tolist() == [4]
+    told = [overflows.of(one).tolist() for one in rows]
+    assert told == [[0, 0], [0, 0], [-1, 0], [0, 0]]
 
 
-def test_a_process_of_each_network_namespace_is_found():
-    # GIVEN / WHEN
-    own = os.stat("/proc/self/ns/net").st_ino
+def test_the_number_of_a_namespace_may_be_anothers_later():
+    # GIVEN
+    overflows = listen.Overflows()
+    overflows.of(listeners(0, now=10))
+    overflows.of(listeners(0, now=10, netns=2))
 
-    # THEN the kernel's counters are read by it, whatever the rows' numbers are
-    found = listen._processes()
-    assert own in found
-    assert listen.Overflows()._read(own, [1 << 23]) is not None
-    assert listen.Overflows()._read(1, [os.getpid()]) is None
+    # WHEN it is there again, and counts from the beginning
+
+    # THEN
+    assert overflows.of(listeners(4, now=4, first=0)).tolist() == [4]
+
+
+def test_each_namespace_has_its_own_counter():
+    # GIVEN
+    rows = np.concatenate([listeners(3, now=12), listeners(3, now=110, first=105, netns=2)])
+
+    # WHEN / THEN
+    assert listen.Overflows().of(rows).tolist() == [2, 3]
+
+
+def test_an_enumerator_of_an_enum_without_a_name_is_found_in_btf():
+    # GIVEN this kernel, or one without types
+    found = enumerator("LINUX_MIB_LISTENOVERFLOWS", "LINUX_MIB_LISTENDROPS")
+
+    # THEN
+    assert found is None or found > 0
+    assert enumerator("LINUX_MIB_LISTENDROPS", "LINUX_MIB_LISTENOVERFLOWS") is None
+    assert enumerator("NO_SUCH_NAME", "LINUX_MIB_LISTENDROPS") is None
+    assert enumerator("A", "B", Path("/nowhere")) is None

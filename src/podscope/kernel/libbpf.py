@@ -176,6 +176,11 @@ def loaded_file(name: str = "libbpf") -> str:
     return ""
 
 
+def possible_cpus() -> int:
+    """How many CPUs the kernel counts for: all that may ever be there."""
+    return int(libbpf().call("libbpf_num_possible_cpus"))
+
+
 def describe_error(code: int) -> str:
     """Text of an errno, of the kernel's ENOTSUPP, or of one of libbpf's own codes."""
     if code == ENOTSUPP:

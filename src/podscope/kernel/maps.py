@@ -20,6 +20,7 @@ from podscope.errors import PodscopeError
 from podscope.kernel.libbpf import ENOTSUPP
 from podscope.kernel.libbpf import BpfError
 from podscope.kernel.libbpf import libbpf
+from podscope.kernel.libbpf import possible_cpus
 
 _F_MMAPABLE = 1 << 10
 _BATCH = 16384  # entries asked for in one system call
@@ -127,7 +128,7 @@ class HashMap:
                 raise PodscopeError(
                     f"map {info.name}: values of a per-CPU map must be whole 8-byte words"
                 )
-            self._cpus = (libbpf().call("libbpf_num_possible_cpus"),)
+            self._cpus = (possible_cpus(),)
 
     @classmethod
     def of(cls, info: MapInfo) -> Self:

@@ -43,6 +43,9 @@ _NO_FILES = (os.strerror(errno.EMFILE), "' is referenced but wasn't created")
 _FIGURES = ("processed ", "verification time", "stack depth", "max_states")
 
 
+_ON_CPU = 1  # BPF_F_TEST_RUN_ON_CPU of include/uapi/linux/bpf.h
+
+
 class LoadError(PodscopeError):
     """The kernel, or libbpf before it, refused an object.
 
@@ -430,6 +433,22 @@ class BpfObject:
             ctypes.byref(options),
         )
         return TestRun(options.retval, options.duration)
+
+    def run_on(self, program: str, cpu: int) -> None:
+        """Runs a program of a raw tracepoint, without arguments, on a CPU of choice.
+
+        Linux commit 1b4d60ec162f ("bpf: Enable BPF_PROG_TEST_RUN for raw_tracepoint"), in v5.10.
+
+        Raises:
+            BpfError: the CPU is not online.
+        """
+        options = _TestRunOptions(sz=ctypes.sizeof(_TestRunOptions), flags=_ON_CPU, cpu=cpu)
+        self._lib.check(
+            f"{self._name}: run {program} on CPU {cpu}",
+            "bpf_prog_test_run_opts",
+            self.program_fd(program),
+            ctypes.byref(options),
+        )
 
     def _pointer(self) -> int:
         if self._object is None:

@@ -4,13 +4,11 @@
 from __future__ import annotations
 
 import mmap
-import os
 from collections.abc import Collection
 from collections.abc import Mapping
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from typing import ClassVar
 from typing import Self
@@ -19,7 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from podscope.errors import PodscopeError
+from podscope.kernel.cpus import learn_cpus
+from podscope.kernel.kernel_types import enumerator
 from podscope.kernel.libbpf import BpfError
+from podscope.kernel.libbpf import possible_cpus
 from podscope.kernel.maps import HashMap
 from podscope.kernel.objects import BpfObject
 from podscope.kernel.objects import LoadError
@@ -41,6 +42,10 @@ from podscope.sources.source import Rows
 # Reasons of losses.
 LOST = ("ring_full", "drops_ring_full", "no_memory")
 _RING_BYTES = 1 << 18
+# Of the network namespace, in each listener's record.
+COUNTERS = ("netns_id", "overflows_first", "overflows_now")
+NOT_READ = (1 << 64) - 1  # LISTEN_UNKNOWN
+MOST_CPUS = 1024
 # Ways to tell each drop, the better one first, and each without IPv6 where the kernel has none.
 _PLACES = ("syn", "ack4", "ack6")
 WAYS = tuple(
@@ -92,15 +97,17 @@ class ListenSource:
         if "listen_drop" in kinds:
             self._object = _with_drops(self._options.ring_bytes)
         else:
-            self._object = load_newest("listen", _without_drops)
+            self._object = load_newest("listen", _prepare)
         try:
             self._record = self._object.dtype("listen_row")
-            self._row = np.dtype([*_members(self._record), ("overflows", "i8"), ("event", "u1")])
+            kept = _members(self._record, without=COUNTERS)
+            self._row = np.dtype([*kept, ("overflows", "i8"), ("event", "u1")])
             self._drop = self._object.dtype("listen_drop")
             self._told = np.dtype([*_members(self._drop), ("peer_class", "u1")])
             self._owners = HashMap.of(self._object.map("owners"))
             self._closed = Ring.of(self._object.map("closed"), self._record)
             self._drops = Ring.of(self._object.map("drops"), self._drop)
+            learn_cpus(self._object)
             with cgroup_directory(cgroup) as directory:
                 # New listeners first, then those that are there: none is left out.
                 self._object.attach_cgroup("listen_socket", directory)
@@ -123,16 +130,18 @@ class ListenSource:
     def read(self) -> Rows:
         """Every listener of the machine, and those that were closed since the last read.
 
-        The members are those of ``struct listen_row``, and ``overflows`` (drops because the
-        accept queue was full, or -1) and ``event`` (codes of ``podscope.schema_listen``).
+        The members are those of ``struct listen_row`` but for the namespace's counters, and
+        ``overflows`` (drops because the accept queue was full, or -1) and ``event`` (codes of
+        ``podscope.schema_listen``).
         """
+        learn_cpus(self._object)
         told = self._object.run_iter("listen_rows", "listeners")
         told += self._object.run_iter("listen_subflow_rows", "subflows")
         records = np.concatenate([self._closed.drain(), np.frombuffer(told, self._record)])
         rows = np.zeros(len(records), self._row)
-        for name in self._record.names or ():
+        for name, _ in _members(self._record, without=COUNTERS):
             rows[name] = records[name]
-        rows["overflows"] = self._overflows.of(rows)
+        rows["overflows"] = self._overflows.of(records)
         rows["event"] = _events(rows)
         return {"listen": rows}
 
@@ -182,15 +191,19 @@ def _with_drops(ring_bytes: int) -> BpfObject:
     )
 
 
-def _without_drops(program: BpfObject) -> None:
-    program.resize_map("drops", mmap.PAGESIZE)
+def _prepare(program: BpfObject, drops_bytes: int = mmap.PAGESIZE) -> None:
+    program.resize_map("drops", drops_bytes)
+    program.set_constants(cpus=possible_cpus())
+    overflows = enumerator("LINUX_MIB_LISTENOVERFLOWS", "LINUX_MIB_LISTENDROPS")
+    if overflows is not None and possible_cpus() <= MOST_CPUS:
+        program.set_constants(mib_overflows=overflows, with_counter=True)
 
 
 def _one_way(programs: Sequence[str], ring_bytes: int) -> BpfObject:
     def prepare(program: BpfObject) -> None:
         for name in programs:
             program.enable(name)
-        program.resize_map("drops", ring_bytes)
+        _prepare(program, ring_bytes)
         program.set_constants(with_drops=True)
 
     loaded = load_newest("listen", prepare)
@@ -203,8 +216,9 @@ def _one_way(programs: Sequence[str], ring_bytes: int) -> BpfObject:
     return loaded
 
 
-def _members(record: np.dtype[Any]) -> list[tuple[str, Any]]:
-    return [(name, record[name]) for name in record.names or () if name != "pad"]
+def _members(record: np.dtype[Any], without: Collection[str] = ()) -> list[tuple[str, Any]]:
+    left_out = {"pad", *without}
+    return [(name, record[name]) for name in record.names or () if name not in left_out]
 
 
 def _events(rows: npt.NDArray[np.void]) -> npt.NDArray[np.uint8]:
@@ -218,66 +232,44 @@ def _events(rows: npt.NDArray[np.void]) -> npt.NDArray[np.uint8]:
 class Overflows:
     """How many of the drops were for a full accept queue.
 
-    The kernel counts them for each network namespace (ListenOverflows in /proc/PID/net/netstat),
-    and drops (ListenDrops) also for each socket. Where only one listener of a namespace has
-    dropped, or all drops were overflows, or none was, that says it for each of them.
+    The kernel counts them for each network namespace (ListenOverflows), and drops also for each
+    socket. Where only one listener of a namespace has dropped, or all drops were overflows, or
+    none was, that says it for each of them.
     """
 
     def __init__(self) -> None:
-        self._known: dict[int, int | None] = {}  # None: it could not be read
-        self._found: dict[int, int] | None = None  # a process of each namespace
+        self._told: dict[int, int] = {}  # of each namespace, up to where it has been told
 
     def of(self, rows: npt.NDArray[np.void]) -> npt.NDArray[np.int64]:
         """Overflows of each listener in the interval, shape (n,); -1 where they cannot be told.
 
         Args:
-            rows: with netns, pid and drops.
+            rows: with netns_id, drops, overflows_first and overflows_now.
         """
         found = np.zeros(len(rows), np.int64)
-        namespaces = np.unique(rows["netns"]).tolist()
-        self._found = None
-        # A number may be another namespace's later.
-        self._known = {one: count for one, count in self._known.items() if one in namespaces}
-        for netns in namespaces:
-            places = np.flatnonzero(rows["netns"] == netns)
-            drops = rows["drops"][places].astype(np.int64)
-            if netns not in self._known or drops.any():
-                found[places] = self._of_one(netns, drops, rows["pid"][places].tolist())
+        told = {}
+        for netns in np.unique(rows["netns_id"]).tolist():
+            places = rows["netns_id"] == netns
+            ours = rows[places]
+            # A namespace that is new has begun to count with its first listener.
+            before = self._told.get(netns, int(ours["overflows_first"].min()))
+            found[places], told[netns] = _of_one(ours, before)
+        self._told = told
         return found
 
-    def _of_one(
-        self, netns: int, drops: npt.NDArray[np.int64], pids: Sequence[int]
-    ) -> npt.NDArray[np.int64]:
-        read = self._read(netns, pids)
-        before = self._known.get(netns)
-        if read is None:
-            self._known[netns] = None
-            return np.where(drops > 0, UNKNOWN, 0)
-        now = read.overflows
-        if before is None:
-            # All that was ever dropped there is of this interval, or none was an overflow.
-            whole = read.drops <= drops.sum() or not now
-            before = 0 if whole else now
-            if not whole and drops.any():
-                self._known[netns] = now
-                return np.where(drops > 0, UNKNOWN, 0)
-        told = share(drops, now - before)
-        # What a drop is still to come for stays for the next interval.
-        self._known[netns] = now if (told < 0).any() else before + int(told.sum())
-        return told
 
-    def _read(self, netns: int, pids: Sequence[int]) -> Counters | None:
-        """By the listeners' own processes, else by any that is in the namespace.
-
-        In a pid namespace of podscope's own the rows' numbers are not those of /proc, and an owner
-        may have gone to another namespace since.
-        """
-        read = _counters(netns, pids)
-        if read is not None:
-            return read
-        if self._found is None:
-            self._found = _processes()
-        return _counters(netns, [self._found[netns]]) if netns in self._found else None
+def _of_one(rows: npt.NDArray[np.void], before: int) -> tuple[npt.NDArray[np.int64], int]:
+    """Overflows of the listeners of a namespace, and up to where they have been told."""
+    drops = rows["drops"].astype(np.int64)
+    dropping = drops > 0
+    if not dropping.any():
+        return np.zeros_like(drops), before
+    now = int(rows["overflows_now"][dropping].max())
+    if now == NOT_READ:
+        return np.where(dropping, UNKNOWN, 0), before
+    told = share(drops, now - before)
+    # What a drop is still to come for stays for the next interval.
+    return told, now if (told < 0).any() else before + int(told.sum())
 
 
 def share(drops: npt.NDArray[np.int64], overflows: int) -> npt.NDArray[np.int64]:
@@ -291,43 +283,3 @@ def share(drops: npt.NDArray[np.int64], overflows: int) -> npt.NDArray[np.int64]
     if dropping.sum() == 1:
         told[dropping] = overflows
     return told
-
-
-def _processes() -> dict[int, int]:
-    """A process of each network namespace that /proc shows."""
-    found: dict[int, int] = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            with suppress(OSError):
-                found.setdefault(os.stat(f"/proc/{name}/ns/net").st_ino, int(name))
-    return found
-
-
-@dataclass(frozen=True)
-class Counters:
-    """What the kernel has counted in a network namespace since it was made."""
-
-    overflows: int
-    drops: int
-
-
-def _counters(netns: int, pids: Sequence[int]) -> Counters | None:
-    """Counters of a network namespace, by a process that is in it; None: none of these is."""
-    for pid in dict.fromkeys(pid for pid in pids if pid):
-        process = Path(f"/proc/{pid}")
-        try:
-            if (process / "ns/net").stat().st_ino != netns:
-                continue
-            return listen_counters((process / "net/netstat").read_text())
-        except OSError:
-            continue
-    return None
-
-
-def listen_counters(text: str) -> Counters | None:
-    """From the text of /proc/net/netstat: a line of names, then one of values."""
-    lines = [line.split() for line in text.splitlines() if line.startswith("TcpExt:")]
-    if len(lines) != 2 or not {"ListenOverflows", "ListenDrops"} <= set(lines[0]):
-        return None
-    told = dict(zip(*lines, strict=True))
-    return Counters(int(told["ListenOverflows"]), int(told["ListenDrops"]))

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import mmap
-import os
 from collections import OrderedDict
 from collections.abc import Collection
 from collections.abc import Mapping
@@ -18,6 +17,8 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
+from podscope.kernel.cpus import learn_cpus
+from podscope.kernel.libbpf import possible_cpus
 from podscope.kernel.objects import BpfObject
 from podscope.kernel.rings import Ring
 from podscope.kernel.symbols import Symbols
@@ -28,6 +29,7 @@ from podscope.sources.source import Rows
 
 # Reasons of losses.
 LOST = ("ring_full", "missed")
+PROGRAMS = ("oom_signal", "oom_victim")
 # Names of victims are remembered for so many kills.
 KEPT = 4096
 PATH_BYTES = 1024
@@ -61,13 +63,13 @@ class OomSource:
         self._object = BpfObject.open("oom")
         try:
             self._object.resize_map("kills", self._options.ring_bytes)
-            cpus = max(os.sysconf("SC_NPROCESSORS_CONF"), 1)
-            self._object.set_constants(page_size=mmap.PAGESIZE, cpus=cpus)
+            self._object.set_constants(page_size=mmap.PAGESIZE, cpus=possible_cpus())
             self._object.load()
             record = self._object.dtype("oom_kill")
             self._row = row_dtype(record)
             self._ring = Ring.of(self._object.map("kills"), record)
-            for program in self._object.programs():
+            learn_cpus(self._object)
+            for program in PROGRAMS:
                 self._object.attach(program)
         except BaseException:
             self._object.close()
@@ -91,6 +93,7 @@ class OomSource:
         """Kills since the last call: the members of ``struct oom_kill`` that are numbers or
         texts, ``scope`` (a code of ``SCOPES``) and ``cgroup`` (the memory cgroup's path).
         """
+        learn_cpus(self._object)
         kills = self._ring.drain()
         rows = np.zeros(len(kills), self._row)
         for name in set(kills.dtype.names or ()) & set(rows.dtype.names or ()):
@@ -109,7 +112,7 @@ class OomSource:
 
     def lost(self) -> dict[str, int]:
         """Kills since the start that could not be told, by reason."""
-        missed = self._object.missed(self._object.programs())
+        missed = self._object.missed(PROGRAMS)
         return {"ring_full": int(self._object.variables["ring_full"]), "missed": missed}
 
     def executable(self, owner: int) -> str:
