@@ -127,9 +127,12 @@ class Batch:
         names = self.rows.dtype.names or ()
         return int(self.rows["count"].sum()) if "count" in names else len(self)
 
-    def where(self, keep: npt.NDArray[np.bool_] | npt.NDArray[np.intp]) -> Batch:
-        """The rows for which ``keep``, shape (n,), holds, or those at these positions."""
-        if keep.dtype == np.bool_ and keep.all():
+    def where(self, keep: npt.NDArray[np.bool_] | npt.NDArray[np.intp] | slice) -> Batch:
+        """The rows for which ``keep``, shape (n,), holds, or those at these positions.
+
+        Rows of a slice are not copied.
+        """
+        if isinstance(keep, np.ndarray) and keep.dtype == np.bool_ and keep.all():
             return self  # a row is a kilobyte
         peers = None if self.peers is None else self.peers[keep]
         return replace(self, rows=self.rows[keep], identity=self.identity[keep], peers=peers)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 from typing import Any
 
@@ -142,6 +143,27 @@ class View:
     time: npt.NDArray[np.int64]
     interval: float = 0.0
 
+    @cached_property
+    def targets(self) -> tuple[Array, Array, npt.NDArray[np.int64]]:
+        """Paths, queries and lengths in bytes of request targets as far as they were kept.
+
+        Several fields need them, and to take texts apart costs more than all else of a request.
+        """
+        items = byte_strings(self.records["path"])
+        parts = [
+            (text if text[:1] == "/" else origin_form(text)).partition("?")
+            for text in decoded(items)
+        ]
+        paths = [path or None for path, _, _ in parts]
+        queries = [query if mark else None for _, mark, query in parts]
+        lengths = np.fromiter(map(len, items), np.int64, len(items))
+        return _objects(paths), _objects(queries), lengths
+
+    @cached_property
+    def peers(self) -> Array:
+        """Addresses of the other ends, as text."""
+        return addresses(self.records["peer"])
+
 
 @dataclass(frozen=True)
 class Field:
@@ -203,8 +225,7 @@ def addresses(raw: Array) -> Array:
     """
     whole = np.ascontiguousarray(raw).view("V16").reshape(-1)
     kinds, inverse = np.unique(whole, return_inverse=True)
-    texts = [_address(item) for item in kinds.tolist()]
-    return _objects(texts)[inverse]
+    return _picked([_address(item) for item in kinds.tolist()], inverse)
 
 
 def _address(raw: bytes) -> str | None:
@@ -221,10 +242,21 @@ def _objects(texts: Sequence[object]) -> Array:
     return column
 
 
+def _same(text: str | None, count: int) -> Array:
+    """A column of the same text, which is in memory once: its stride is zero, as sinks look for."""
+    return np.broadcast_to(_objects([text]), count)
+
+
+def _picked(texts: Sequence[str | None], places: Array) -> Array:
+    """The text at each place."""
+    if len(places) and (len({*texts}) == 1 or (places == places[0]).all()):
+        return _same(texts[int(places[0])], len(places))
+    return _objects(texts)[places]
+
+
 def _words(words: Sequence[str], codes: Array) -> Array:
     """Texts of enum codes; None where the word is empty or the code unknown."""
-    table = _objects([word or None for word in words] + [None])
-    return table[np.minimum(codes, len(words))]
+    return _picked([word or None for word in words] + [None], np.minimum(codes, len(words)))
 
 
 def _method(view: View) -> Array:
@@ -247,6 +279,7 @@ def _error_type(view: View) -> Array:
     status = records["status"]
     named = error_mask(records) & (records["error"] == 0) & (status != 0)
     if named.any():
+        column = column.copy()
         codes, inverse = np.unique(status[named], return_inverse=True)
         column[named] = _objects([str(code) for code in codes.tolist()])[inverse]
     return column
@@ -254,7 +287,7 @@ def _error_type(view: View) -> Array:
 
 def _route(view: View) -> Array:
     hashes, inverse = np.unique(view.records["route"], return_inverse=True)
-    return _objects([_route_text(view.routes, code) for code in hashes.tolist()])[inverse]
+    return _picked([_route_text(view.routes, code) for code in hashes.tolist()], inverse)
 
 
 def _route_text(routes: Mapping[int, str], code: int) -> str | None:
@@ -267,7 +300,7 @@ def _route_text(routes: Mapping[int, str], code: int) -> str | None:
 
 
 def _peer_address(view: View) -> Array:
-    return addresses(view.records["peer"])
+    return view.peers
 
 
 def _peer_class(view: View) -> Array:
@@ -278,11 +311,11 @@ def _version(view: View) -> Array:
     # enum http_version: 10 is 1.0, 11 is 1.1.
     codes, inverse = np.unique(view.records["version"], return_inverse=True)
     texts = [f"{code // 10}.{code % 10}" if code else None for code in codes.tolist()]
-    return _objects(texts)[inverse]
+    return _picked(texts, inverse)
 
 
 def _protocol(view: View) -> Array:
-    return _objects(["http"] * len(view.records))
+    return _same("http", len(view.records))
 
 
 def _time(view: View) -> Array:
@@ -315,8 +348,10 @@ def _container_id(view: View) -> Array:
 def _of_identity(
     identities: tuple[Identity, ...], index: Array, text: Callable[[Identity], str]
 ) -> Array:
-    # The last entry serves index -1.
-    return _objects([text(identity) or None for identity in identities] + [None])[index]
+    texts = [text(identity) or None for identity in identities]
+    if len(index) and index.min() < 0:
+        texts.append(None)  # the last entry serves index -1
+    return _picked(texts, index)
 
 
 def _pid(view: View) -> Array:
@@ -339,29 +374,63 @@ def _time_to_first_byte(view: View) -> Array:
     return np.where(view.records["status"] == 0, np.nan, view.records["ttfb_ns"] / 1e9)
 
 
+def where_known(known: npt.NDArray[np.bool_], column: Array) -> Array:
+    """The texts where they are known."""
+    return column if known.all() else np.where(known, column, np.array(None))
+
+
 def _server_address(view: View) -> Array:
     """The server as the client knows it: only the client's side knows its address."""
-    column = addresses(view.records["peer"])
-    column[view.records["side"] != CLIENT] = None
-    return column
+    return where_known(view.records["side"] == CLIENT, view.peers)
+
+
+def byte_strings(raw: Array) -> list[bytes]:
+    """Texts of a member of records, shape (n,), without the zeros at their ends."""
+    held = np.ascontiguousarray(raw)
+    if (held == held[:1]).all():
+        one: list[bytes] = held[:1].tolist()
+        return one * len(held)
+    used = np.flatnonzero(held.view("u1").reshape(len(held), -1).any(axis=0))
+    # NumPy looks for each end from behind: members are wide, and most texts short.
+    width = int(used[-1]) + 1 if len(used) else 1
+    items: list[bytes] = held.astype(f"S{width}").tolist()
+    return items
+
+
+def decoded(items: Sequence[bytes]) -> list[str]:
+    """The texts; bytes that are not UTF-8 stay visible."""
+    try:
+        texts = b"\0".join(items).decode().split("\0")
+    except UnicodeDecodeError:
+        texts = []
+    if len(texts) == len(items):
+        return texts
+    return [item.decode("utf-8", "backslashreplace") for item in items]
 
 
 def _texts(raw: Array, of: Callable[[str], str | None]) -> Array:
     """What is made of each text; of what comes again, once."""
-    items = raw.tolist()
-    # Bytes that are not UTF-8 stay visible.
-    made = {item: of(item.decode("utf-8", "backslashreplace")) for item in set(items)}
-    return _objects([made[item] for item in items])
+    items = byte_strings(raw)
+    kinds = [*set(items)]
+    made = dict(zip(kinds, map(of, decoded(kinds)), strict=True))
+    if len(kinds) == 1:
+        return _same(made[kinds[0]], len(items))
+    return _objects([*map(made.__getitem__, items)])
+
+
+def origin_form(target: str) -> str:
+    """Path and query of a request target (RFC 9112, section 3.2), without a server before them."""
+    if not target[:8].lower().startswith(("http://", "https://")):
+        return target
+    rest = target.split("://", 1)[1]
+    cut = min((rest.find(mark) for mark in "/?" if mark in rest), default=len(rest))
+    # An empty path is the same as "/" (RFC 9110, section 4.2.3).
+    return rest[cut:] if rest[cut:].startswith("/") else f"/{rest[cut:]}"
 
 
 def split_target(target: str) -> tuple[str | None, str | None]:
-    """Path and query of a request target (RFC 9112, section 3.2), None where there is none."""
-    if target[:1] != "/" and target[:8].lower().startswith(("http://", "https://")):
-        rest = target.split("://", 1)[1]
-        cut = min((rest.find(mark) for mark in "/?" if mark in rest), default=len(rest))
-        # An empty path is the same as "/" (RFC 9110, section 4.2.3).
-        target = rest[cut:] if rest[cut:].startswith("/") else f"/{rest[cut:]}"
-    path, mark, query = target.partition("?")
+    """Path and query of a request target, None where there is none."""
+    path, mark, query = origin_form(target).partition("?")
     return path or None, query if mark else None
 
 
@@ -373,31 +442,32 @@ def split_host(host: str) -> str | None:
 
 
 def _path(view: View) -> Array:
-    return _texts(view.records["path"], lambda target: split_target(target)[0])
+    return view.targets[0]
 
 
 def _query(view: View) -> Array:
-    return _texts(view.records["path"], lambda target: split_target(target)[1])
+    return view.targets[1]
 
 
 def _cut_target(view: View) -> Array:
     """Length of the target as sent, where the text was cut; else zero."""
     length = view.records["path_len"].astype(np.int64)
-    return np.where(length > np.char.str_len(view.records["path"]), length, 0)
+    return np.where(length > view.targets[2], length, 0)
 
 
 def _original_method(view: View) -> Array:
-    texts = _texts(view.records["method_text"], lambda text: text or None)
-    texts[view.records["method"] != 0] = None
-    return texts
+    unnamed = np.flatnonzero(view.records["method"] == 0)
+    if not len(unnamed):
+        return _same(None, len(view.records))
+    column = _objects([None] * len(view.records))
+    column[unnamed] = _texts(view.records["method_text"][unnamed], lambda text: text or None)
+    return column
 
 
 def _host(view: View) -> Array:
     column = _texts(view.records["host"], split_host)
     unnamed = np.asarray(column == np.array(None), dtype=np.bool_)
-    if unnamed.any():
-        column[unnamed] = _server_address(view)[unnamed]
-    return column
+    return np.where(unnamed, _server_address(view), column) if unnamed.any() else column
 
 
 def _agent(view: View) -> Array:
@@ -411,9 +481,7 @@ def _request_server_port(view: View) -> Array:
 
 
 def _client_address(view: View) -> Array:
-    column = addresses(view.records["peer"])
-    column[view.records["side"] != SERVER] = None
-    return column
+    return where_known(view.records["side"] == SERVER, view.peers)
 
 
 def _client_port(view: View) -> Array:
@@ -428,10 +496,10 @@ def _peer_port(view: View) -> Array:
 def _hex(name: str) -> Callable[[View], Array]:
     def read(view: View) -> Array:
         raw = np.ascontiguousarray(view.records[name])
-        width = 2 * raw.shape[1]
-        digits = raw.tobytes().hex()
-        column = _objects([digits[i : i + width] for i in range(0, len(digits), width)])
-        column[~raw.any(axis=1)] = None
+        column = _objects(raw.tobytes().hex(",", raw.shape[1]).split(",")[: len(raw)])
+        none = ~raw.view("<u8").any(axis=1)
+        if none.any():
+            column[none] = None
         return column
 
     return read

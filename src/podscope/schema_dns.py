@@ -88,8 +88,7 @@ def _error(view: View) -> Array:
 
 def _server(view: View) -> Array:
     column = schema.addresses(view.records["peer"])
-    column[view.records["side"] != schema.CLIENT] = None
-    return column
+    return schema.where_known(view.records["side"] == schema.CLIENT, column)
 
 
 def _name(view: View) -> Array:

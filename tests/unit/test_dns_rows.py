@@ -43,6 +43,20 @@ def test_codes_are_words_and_all_but_one_are_errors(code, text, error):
     assert read("error.type", code=code) == error
 
 
+def test_servers_are_named_where_lookups_go_out_of_many_of_one_and_of_another_side():
+    # GIVEN two lookups of one server, as client and server see them
+    raw = np.frombuffer(b"\0" * 10 + b"\xff\xff\x7f\0\0\x35", np.uint8)
+    record = np.zeros(2, [("peer", "u1", (16,)), ("side", "u1")])
+    record["peer"], record["side"] = raw, [schema.CLIENT, schema.SERVER]
+    field = next(one for one in schema_dns.DNS if one.name == "server.address")
+
+    # WHEN
+    column = field.read(schema.View(record, record, {}, (), {}, np.zeros(2, np.int64)))
+
+    # THEN
+    assert column.tolist() == ["127.0.0.53", None]
+
+
 def test_the_roots_name_is_a_dot():
     assert read("dns.question.name", text=b"") == "."
     assert read("dns.question.name", text=b"a.test") == "a.test"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
+from podscope import schema
 from podscope.schema import Field
 from podscope.sinks import otlp_messages
 from podscope.sinks import protobuf
+from podscope.sinks.columns import is_constant
 from podscope.sinks.elasticsearch import documents
 from podscope.sinks.rows import Rows
+from podscope.sinks.rows import of_batches
 
 TEXTS = st.none() | st.text(max_size=6) | st.sampled_from(["web", 'a"b', "a\\b", "\n", "ü", ""])
+TEXTS |= st.text(alphabet='",\\[', max_size=4)
 INTS = st.integers(-(2**63), 2**63 - 1) | st.integers(0, 300)
 FLOATS = st.floats(width=64) | st.sampled_from([0.0, 1e-9, 0.25])
 # Mostly few values, as of columns of one delivery, or mostly different ones.
@@ -83,6 +88,35 @@ def test_documents_are_the_rows(values):
         assert body == {
             "host.name": "n", "event.dataset": "podscope.thing", "event.kind": "event",
         }  # fmt: skip
+
+
+@given(st.lists(st.integers(-(10**18), 2**63 - 1), min_size=1, max_size=8))
+def test_times_of_documents_have_all_their_nanoseconds(times):
+    # GIVEN
+    column = np.array(times, dtype="M8[ns]")
+    some = Rows("thing", (schema.TIME,), {"time": column}, records.TIME_NS)
+
+    # WHEN
+    lines = documents(some, histograms=True).decode().splitlines()[1::2]
+
+    # THEN
+    assert [json.loads(line)["@timestamp"] for line in lines] == [f"{one}Z" for one in column]
+
+
+def test_columns_of_one_text_are_in_memory_once_and_can_be_taken_apart():
+    # GIVEN requests of two pods of one workload
+    batch = records.request_batch(4)
+    index = np.array([0, 1, 0, 1], np.uint32)
+    batch = replace(batch, identity=index, identities=(records.WEB_A, records.WEB_B))
+
+    # WHEN
+    (found,) = of_batches([batch])
+
+    # THEN
+    names, pods = found.columns["service.name"], found.columns["k8s.pod.name"]
+    assert names.strides == (0,) and is_constant(names) and names.tolist() == ["web"] * 4
+    assert not is_constant(pods) and pods.tolist() == ["web-1-a", "web-1-b"] * 2
+    assert found.take(index == 1).columns["service.name"].tolist() == ["web"] * 2
 
 
 @given(ROWS)

@@ -8,7 +8,6 @@ from collections.abc import Hashable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
-from itertools import chain
 from itertools import repeat
 from typing import Any
 from typing import AnyStr
@@ -24,10 +23,18 @@ Encode = Callable[[Array], Sequence[AnyStr]]
 
 def is_constant(column: Array) -> bool:
     """Whether all values are the same; of most columns of a delivery they are."""
+    if column.strides == (0,):
+        return True
     first = column[:1]
     if column.dtype.kind == "f" and np.isnan(first).all():
         return bool(np.isnan(column).all())
     return bool((column == first).all())
+
+
+def is_repeated(items: Sequence[Hashable]) -> bool:
+    """Whether most values come several times, as far as the first ones tell."""
+    some = items[:64]
+    return len({*some}) * 4 <= len(some)
 
 
 def apart(
@@ -65,23 +72,36 @@ Value = TypeVar("Value", bound=Hashable)
 
 def in_rows(parts: Sequence[Part[AnyStr]], count: int, empty: AnyStr) -> Iterator[Iterable[AnyStr]]:
     """The parts of each row, neighbours that all rows have as one."""
-    merged: list[Any] = []
-    same: list[Any] = []
-    for part in (*parts, []):
-        if not isinstance(part, list):
-            same.append(part)
-            continue
-        if same:
-            merged.append(repeat(empty.join(same), count))
-            same = []
-        if part:
-            merged.append(part)
-    return zip(*merged, strict=True)
+    merged = _merged(parts, empty)
+    return zip(
+        *(part if isinstance(part, list) else repeat(part, count) for part in merged), strict=True
+    )
 
 
 def whole(parts: Sequence[Part[AnyStr]], count: int, empty: AnyStr) -> AnyStr:
     """All rows one behind the other, put together at once."""
-    return empty.join(chain.from_iterable(in_rows(parts, count, empty)))
+    merged = _merged(parts, empty)
+    every = [empty if isinstance(part, list) else part for part in merged] * count
+    for place, part in enumerate(merged):
+        if isinstance(part, list):
+            every[place :: len(merged)] = part
+    return empty.join(every)
+
+
+def _merged(parts: Sequence[Part[AnyStr]], empty: AnyStr) -> list[Part[AnyStr]]:
+    """The same parts, neighbours that all rows have as one."""
+    merged: list[Any] = []
+    same: list[Any] = []
+    for part in (*parts, None):
+        if part is not None and not isinstance(part, list):
+            same.append(part)
+            continue
+        if same:
+            merged.append(empty.join(same))
+            same = []
+        if part is not None:
+            merged.append(part)
+    return merged
 
 
 def same_last(members: Iterable[Sequence[Part[AnyStr]]]) -> list[Part[AnyStr]]:
@@ -101,9 +121,9 @@ def rounded(column: Array) -> Array:
     return np.where(np.isfinite(made), made, column)
 
 
-def numbers(column: Array) -> list[str]:
+def numbers(column: Array) -> list[bytes]:
     """Numbers as Python writes them, made at once."""
-    return str(column.tolist())[1:-1].split(", ")
+    return str(column.tolist())[1:-1].encode().split(b", ")
 
 
 def made_once(items: list[Value], make: Callable[[Value], AnyStr]) -> list[AnyStr]:

@@ -30,6 +30,7 @@ from podscope.settings import Secret
 from podscope.sinks import elastic_templates as templates
 from podscope.sinks.columns import Part
 from podscope.sinks.columns import is_constant
+from podscope.sinks.columns import is_repeated
 from podscope.sinks.columns import made_once
 from podscope.sinks.columns import numbers
 from podscope.sinks.columns import rounded
@@ -272,93 +273,111 @@ def documents(rows: Rows, *, histograms: bool) -> bytes:
     members = [_member(one, called[one.name], rows.columns[one.name]) for one in rows.fields]
     if rows.kind in templates.SUMS and rows.le is not None:
         cumulative = np.cumsum(rows.le, axis=1)
-        members += [_ints(name, cumulative[:, n]) for n, name in enumerate(templates.LE_NAMES)]
+        members += [
+            _ints(_key(name), cumulative[:, n]) for n, name in enumerate(templates.LE_NAMES)
+        ]
     if rows.kind in templates.SUMS and rows.buckets is not None and histograms:
         members.append([_histograms(rows.buckets)])
-    head: list[Part[str]] = [
-        f'{{"create":{{"_id":"{rows.id}-',
-        list(map(str, rows.places)),
-        '"}}\n{',
+    places = np.arange(len(rows)) if rows.numbers is None else rows.numbers
+    head: list[Part[bytes]] = [
+        b'{"create":{"_id":"%b-' % rows.id.encode(),
+        numbers(places),
+        b'"}}\n{',
     ]
-    end = json.dumps(common, separators=(",", ":"))[1:] + "\n"
-    return whole([*head, *same_last(members), end], len(rows), "").encode()
+    end = msgspec.json.encode(common)[1:] + b"\n"
+    return whole([*head, *same_last(members), end], len(rows), b"")
 
 
-def _member(one: Field, name: str, column: Array) -> list[Part[str]]:
+def _member(one: Field, name: str, column: Array) -> list[Part[bytes]]:
     """``"name":value,`` for each row; empty where it does not apply."""
-    key = json.dumps(name)
+    key = _key(name)
     if one.type == "text":
-        return _text(key, column.tolist())
+        return _text(key, column)
     if one.type == "time":
-        texts = np.datetime_as_string(column.astype("datetime64[ns]")).tolist()
-        return [f'{key}:"', texts, 'Z",']
+        return [key, *_times(column), b","]
     if name == templates.EVENT_DURATION:
         known = np.isfinite(column)
         lasted = np.rint(np.where(known, column, 0) * 1e9).astype(np.int64)
         if known.all():
-            return _ints(name, lasted)
+            return _ints(key, lasted)
         pairs = zip(lasted.tolist(), known.tolist(), strict=True)
-        return [[f"{key}:{ns}," if one else "" for ns, one in pairs]]
+        return [[b"%b%d," % (key, ns) if one else b"" for ns, one in pairs]]
     if one.type == "float":
         return _floats(key, rounded(column))
     if one.blank and not column.all():
-        return [made_once(column.tolist(), lambda item: f"{key}:{item}," if item else "")]
-    return _ints(name, column)
+        return [made_once(column.tolist(), lambda item: b"%b%d," % (key, item) if item else b"")]
+    return _ints(key, column)
 
 
-def _text(key: str, items: list[str | None]) -> list[Part[str]]:
-    kinds = {*items}
-    some_have_none = None in kinds
-    kinds.discard(None)
-    told = cast("set[str]", kinds)
-    if len(told) + some_have_none == 1:
-        return [f"{key}:{json.dumps(*told)},"] if told else []
-    if len(told) * 2 > len(items) and not some_have_none and _is_plain(told):
-        return [f'{key}:"', cast("list[str]", items), '",']
-    made: dict[str | None, str] = {None: ""}
-    made |= {item: f"{key}:{text}," for item, text in _quoted(told).items()}
-    return [list(map(made.__getitem__, items))]
+def _key(name: str) -> bytes:
+    return msgspec.json.encode(name) + b":"
 
 
-def _is_plain(texts: set[str]) -> bool:
-    """Whether texts are the same in JSON, which one look at all of them tells."""
-    every = "".join(texts)
-    return every.isascii() and every.isprintable() and '"' not in every and "\\" not in every
+def _text(key: bytes, column: Array) -> list[Part[bytes]]:
+    if is_constant(column):
+        (only,) = column[:1].tolist()
+        return [b"%b%b," % (key, _quoted(only))] if only is not None else []
+    items: list[str | None] = column.tolist()
+    if not is_repeated(items) and None not in items:
+        inner = _inner(cast("list[str]", items))
+        if inner is not None:
+            return [key + b'"', inner, b'",']
+    return [made_once(items, lambda one: b"" if one is None else b"%b%b," % (key, _quoted(one)))]
 
 
-def _quoted(texts: set[str]) -> dict[str, str]:
-    """Texts as JSON has them."""
-    if _is_plain(texts):
-        return {text: f'"{text}"' for text in texts}
-    return {text: json.dumps(text) for text in texts}
+def _quoted(text: str) -> bytes:
+    """A text as JSON has it; halves of pairs of UTF-16 are no text in UTF-8."""
+    try:
+        return msgspec.json.encode(text)
+    except UnicodeEncodeError:
+        return json.dumps(text).encode()
 
 
-def _floats(key: str, column: Array) -> list[Part[str]]:
+def _inner(texts: list[str]) -> list[bytes] | None:
+    """Texts as JSON has them, without quotes; None: some have what must be escaped."""
+    try:
+        told = msgspec.json.encode(texts)
+    except UnicodeEncodeError:
+        return None
+    # Without escapes, there are no quotes but those around texts.
+    return None if b"\\" in told else told[2:-2].split(b'","')
+
+
+def _times(column: Array) -> list[Part[bytes]]:
+    """Times of RFC 3339 with nanoseconds, in quotes; few of them are of different seconds."""
+    seconds, fractions = np.divmod(column.astype("M8[ns]").astype(np.int64), 10**9)
+    # Ten digits of which the first is a one, which goes with the comma before it.
+    digits = str((fractions + 10**9).tolist())[2:-1].encode().split(b", 1")
+    second = made_once(seconds.tolist(), lambda one: f'"{np.datetime64(one, "s")}.'.encode())
+    return [second[0] if is_constant(seconds) else second, digits, b'Z"']
+
+
+def _floats(key: bytes, column: Array) -> list[Part[bytes]]:
     if is_constant(column):
         first = float(column[0])
-        return [f"{key}:{first!r},"] if math.isfinite(first) else []
+        return [b"%b%a," % (key, first)] if math.isfinite(first) else []
     if np.isfinite(column).all():
-        return [f"{key}:", numbers(column), ","]
-    items = column.tolist()
-    return [[f"{key}:{item!r}," if math.isfinite(item) else "" for item in items]]
+        return [key, numbers(column), b","]
+    return [[b"%b%a," % (key, one) if math.isfinite(one) else b"" for one in column.tolist()]]
 
 
-def _ints(name: str, column: Array) -> list[Part[str]]:
-    key = json.dumps(name)
+def _ints(key: bytes, column: Array) -> list[Part[bytes]]:
     if is_constant(column):
-        return [f"{key}:{column[0]},"]
-    return [f"{key}:", numbers(column), ","]
+        return [b"%b%d," % (key, column[0])]
+    if is_repeated(column.tolist()):
+        return [made_once(column.tolist(), lambda item: b"%b%d," % (key, item))]
+    return [key, numbers(column), b","]
 
 
-def _histograms(buckets: Array) -> list[str]:
-    key = json.dumps(templates.HISTOGRAM)
+def _histograms(buckets: Array) -> list[bytes]:
+    key = _key(templates.HISTOGRAM)
     middles = [float(f"{value:.6g}") for value in _MIDDLES.tolist()]
     found = []
     for counts in buckets:
         places = np.flatnonzero(counts).tolist()
         values = ",".join(str(middles[place]) for place in places)
-        numbers = ",".join(map(str, counts[places].tolist()))
-        found.append(f'{key}:{{"values":[{values}],"counts":[{numbers}]}},')
+        told = ",".join(map(str, counts[places].tolist()))
+        found.append(b'%b{"values":[%b],"counts":[%b]},' % (key, values.encode(), told.encode()))
     return found
 
 

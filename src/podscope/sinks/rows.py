@@ -189,10 +189,9 @@ def _portions(batches: Sequence[Batch]) -> Iterator[list[Batch]]:
     some: list[Batch] = []
     room = PORTION
     for batch in batches:
-        places = np.arange(len(batch))
         start = 0
         while start < len(batch):
-            part = batch.where((places >= start) & (places < start + room))
+            part = batch.where(slice(start, start + room))
             some.append(part)
             start += len(part)
             room -= len(part)
@@ -283,6 +282,8 @@ def _member(batch: Batch, name: str) -> Array | None:
 
 def _joined(parts: Sequence[Rows]) -> Rows:
     """The rows one after the other; where some have fields that others lack, these are absent."""
+    if len(parts) == 1:
+        return parts[0]
     fields = tuple({one.name: one for part in parts for one in part.fields}.values())
     columns = {one.name: np.concatenate([_column(part, one) for part in parts]) for one in fields}
     return replace(
