@@ -9,6 +9,7 @@
 #include <linux/ptrace.h>
 #include <bpf/bpf_tracing.h>
 #include "common/atomics.h"
+#include "common/iter.h"
 #include "common/owner.h"
 #include "common/packet.h"
 #include "common/percpu.h"
@@ -104,10 +105,6 @@ struct {
 u64 ring_full;       /* last rows that found no room */
 u64 drops_ring_full; /* drops that found no room */
 u64 no_memory;       /* listeners without a note */
-
-struct bpf_iter_meta {
-	struct seq_file *seq;
-} __attribute__((preserve_access_index));
 
 struct bpf_iter__bpf_sk_storage_map {
 	struct bpf_iter_meta *meta;
@@ -239,13 +236,6 @@ int listen_rows(struct bpf_iter__bpf_sk_storage_map *ctx)
 	bpf_seq_write(seq, &row, sizeof(row));
 	return 0;
 }
-
-struct bpf_iter__bpf_map_elem {
-	struct bpf_iter_meta *meta;
-	struct bpf_map *map;
-	void *key;
-	void *value;
-} __attribute__((preserve_access_index));
 
 /* The same for the subflows. */
 SEC("iter/bpf_map_elem")

@@ -12,6 +12,7 @@
  */
 #include "common/kernel.h"
 #include "common/percpu.h"
+#include "common/symbols.h"
 #include "oom/oom.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -130,7 +130,7 @@ def test_a_kill_is_in_the_metrics_of_the_agents_with_its_pod(cluster):
     # THEN there is one, on one node
     labels = {"k8s_pod_name": "measured", "k8s_container_name": "alone"}
     kills = "podscope_oom_kills_total"
-    wait(lambda: measured(cluster, kills, **labels) == 1)
+    wait(lambda: measured(cluster, kills, **labels, podscope_oom_scope="memcg") == 1)
     assert measured(cluster, kills, **labels, k8s_namespace_name=SPACE) == 1
     delete(cluster, f"api/v1/namespaces/{SPACE}/pods/measured")
 

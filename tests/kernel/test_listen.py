@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from in_a_pod import in_a_pod
 from network_namespace import Inside
 from network_namespace import network_namespace
 
@@ -305,30 +306,17 @@ from podscope.sources import listen
 newest = listen.load_newest
 listen.load_newest = lambda _, prepare: newest(sys.argv[1], prepare)
 with listen.ListenSource() as source:
-    print("ready", flush=True)
+    print(flush=True)
     for port in map(int, sys.stdin):
         rows = source.read()["listen"]
         ours = rows[rows["port"] == port]
         print(json.dumps([int(ours[name].sum()) for name in ("drops", "overflows")]), flush=True)
 """
-# What an agent in a pod may: programs and maps, and no process but its own is there for it.
-# Before Linux 5.11 it takes another right to have memory, which podscope would ask for itself.
-IN_A_POD = (
-    "sh", "-c", 'ulimit -l unlimited 2>/dev/null; exec "$@"', "-",
-    "unshare", "--pid", "--fork", "--kill-child", "--mount-proc",
-    "setpriv", "--inh-caps=-all", "--bounding-set=-all,+cap_38,+cap_39,+net_admin",
-)  # fmt: skip
 
 
 def test_overflows_are_told_with_the_rights_of_an_agent(inside, build):
     # GIVEN
-    with subprocess.Popen(
-        [*IN_A_POD, sys.executable, "-W", "ignore", "-c", READER, build],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    ) as reader:  # fmt: skip
-        assert reader.stdin is not None and reader.stdout is not None
-        assert reader.stdout.readline() == "ready\n"
+    with in_a_pod(READER, build) as ask:
         port = inside.ask("listen(3)")
 
         # WHEN it is flooded
@@ -338,15 +326,12 @@ def test_overflows_are_told_with_the_rights_of_an_agent(inside, build):
         settled = False
         while not settled:
             before = inside.ask("counters()")
-            reader.stdin.write(f"{port}\n")
-            reader.stdin.flush()
-            more = json.loads(reader.stdout.readline())
+            more = ask(str(port))
             drops, overflows = drops + more[0], overflows + more[1]
             settled = before["ListenDrops"] == inside.ask("counters()")["ListenDrops"]
 
-        # THEN they are the kernel's own
-        assert (overflows, drops) == (before["ListenOverflows"], before["ListenDrops"])
-        reader.stdin.close()
+    # THEN they are the kernel's own
+    assert (overflows, drops) == (before["ListenOverflows"], before["ListenDrops"])
 
 
 def test_overflows_of_a_process_that_is_gone_are_told(source):

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from in_a_pod import in_a_pod
 
+from podscope.kernel.symbols import Symbols
 from podscope.pipeline import Feed
 from podscope.schema_events import columns
 from podscope.schema_oom import SCOPES
@@ -248,6 +250,52 @@ def test_a_container_that_is_killed_as_a_whole_is_a_row_for_each_process(memory,
     assert sorted(rows["pid"].tolist()) == sorted([first.pid, second])
     assert memory.kills() == 3  # the kernel counts the one it chose twice, and kills it once
     assert [SCOPES[code] for code in rows["scope"].tolist()] == ["memcg", "memcg"]
+
+
+# A source that tells what it has read for each line that it is given.
+READER = """
+import json, sys
+from podscope.schema_oom import SCOPES
+from podscope.sources.oom import OomSource
+with OomSource() as source:
+    print(flush=True)
+    for _ in sys.stdin:
+        rows = source.read_events()["oom"]
+        names = ("pid", "anon", "limit")
+        told = [[int(row[name]) for name in names] + [SCOPES[row["scope"]]] for row in rows]
+        print(json.dumps(told), flush=True)
+"""
+
+
+def test_scope_and_sizes_are_told_with_the_rights_of_an_agent(memory, source):
+    # GIVEN
+    with in_a_pod(READER) as ask:
+        # WHEN
+        pid = outgrow(memory)
+        told = ask("")
+
+    # THEN they are as with all rights
+    (row,) = mine(source.read_events()["oom"], memory)
+    assert [one for one in told if one[0] == pid] == [[pid, int(row["anon"]), LIMIT, "memcg"]]
+
+
+def test_names_of_functions_are_the_kernels(source):
+    # GIVEN addresses of functions
+    lines = [line.split() for line in Path("/proc/kallsyms").read_text().splitlines()]
+    kinds = ("t", "T")
+    known = {line[2]: int(line[0], 16) for line in lines if line[1] in kinds and len(line) == 3}
+    names = [name for name in ("oom_kill_process", "out_of_memory", "tcp_v4_rcv") if name in known]
+    if not any(known.values()):
+        pytest.skip("the kernel's addresses are hidden here (kptr_restrict)")
+
+    # WHEN they are looked for as return addresses, and some that are none
+    symbols = Symbols(source._object)
+    told = symbols.functions([*(known[name] + 4 for name in names), 0, 4096])
+
+    # THEN
+    assert told == [*names, "", ""]
+    # AND more than are asked for at once
+    assert symbols.functions(range(5000, 5200)) == [""] * 200
 
 
 # --- all of the machine's memory -----------------------------------------------------------------

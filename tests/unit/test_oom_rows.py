@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from podscope.kernel.symbols import Symbols
+from podscope.kernel import symbols
 from podscope.sources import oom
 
 # Outermost last, as the kernel gives them; of Linux 6.18 and 5.10.
@@ -38,29 +38,16 @@ def test_path_is_put_together_from_the_innermost_name_up(names, path):
     assert oom.path_of(names) == path
 
 
-def test_a_function_is_known_by_any_address_in_it(tmp_path):
-    # GIVEN
-    file = tmp_path / "kallsyms"
-    file.write_text(
-        "0000000000002000 T second.isra.0\n"
-        "0000000000001000 t first\n"
-        "0000000000001800 d data\n"
-        "0000000000003000 t third\t[module]\n"
-    )
-
-    # WHEN
-    symbols = Symbols(file)
-
-    # THEN
-    found = symbols.functions([0xFFF, 0x1000, 0x1FFF, 0x2001, 0x3001])
-    assert found == ["", "first", "first", "second", "third"]
-
-
-def test_without_the_right_to_see_addresses_nothing_is_found(tmp_path):
-    # GIVEN
-    file = tmp_path / "kallsyms"
-    file.write_text("0000000000000000 T out_of_memory\n")
-
-    # WHEN / THEN
-    assert Symbols(file).function(0x1000) == ""
-    assert Symbols(tmp_path / "none").function(0x1000) == ""
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("out_of_memory+0x1a2/0x5f0", "out_of_memory"),
+        ("mem_cgroup_out_of_memory.part.0+0x12/0x30", "mem_cgroup_out_of_memory"),
+        ("work+0x1/0x2 [module]", "work"),
+        ("0xffffffff81234567", ""),
+        ("0x0", ""),
+        ("", ""),
+    ],
+)
+def test_a_function_is_named_without_what_follows_it(line, name):
+    assert symbols.function(line) == name

@@ -1,41 +1,57 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of the kernel's functions, by address: /proc/kallsyms, proc(5)."""
+"""Names of the kernel's functions, by address, as its own ``%pB`` prints them.
+
+Without rights of their own: a program of bpf/common/symbols.h asks. The formats of pointers are in
+Documentation/core-api/printk-formats.rst.
+"""
 
 from __future__ import annotations
 
-import bisect
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Sequence
 
-KALLSYMS = Path("/proc/kallsyms")
+from podscope.kernel.maps import MmapArray
+from podscope.kernel.objects import BpfObject
+
+MOST_KEPT = 4096
 
 
 class Symbols:
-    """The functions of the kernel itself, read once.
+    """Functions by return address, each asked for once.
 
-    Addresses are 0 without the right to see them (kptr_restrict): nothing is found then.
+    Args:
+        program: an object with bpf/common/symbols.h, loaded.
     """
 
-    def __init__(self, path: Path = KALLSYMS) -> None:
-        found: list[tuple[int, str]] = []
-        try:
-            with open(path, encoding="utf-8") as lines:
-                for line in lines:
-                    address, kind, name = line.split(maxsplit=2)
-                    if kind in "tTwW" and address.strip("0"):
-                        found.append((int(address, 16), name.rstrip()))
-        except OSError:
-            pass
-        found.sort()
-        self._addresses = [address for address, _ in found]
-        self._names = [name for _, name in found]
+    def __init__(self, program: BpfObject) -> None:
+        self._program = program
+        self._addresses = MmapArray.of(program.map("addresses"))
+        self._known: dict[int, str] = {}
 
-    def function(self, address: int) -> str:
-        """The function that an address lies in, without what compilers append; or empty."""
-        place = bisect.bisect_right(self._addresses, address) - 1
-        # "name.isra.0", "name.cold"; of a module "name [module]"
-        return self._names[place].split("\t")[0].partition(".")[0] if place >= 0 else ""
+    def functions(self, addresses: Sequence[int]) -> list[str]:
+        """The functions of a stack, innermost first; empty where the kernel knows none.
 
-    def functions(self, addresses: Iterable[int]) -> list[str]:
-        """The functions of a stack, innermost first."""
-        return [self.function(address) for address in addresses]
+        Raises:
+            BpfError: the kernel does not run the program.
+        """
+        if len(self._known) > MOST_KEPT:
+            self._known.clear()
+        wanted = sorted({address for address in addresses if address not in self._known})
+        room = len(self._addresses.array)
+        for first in range(0, len(wanted), room):
+            part = wanted[first : first + room]
+            self._known.update(zip(part, self._asked(part), strict=True))
+        return [self._known[address] for address in addresses]
+
+    def _asked(self, addresses: list[int]) -> list[str]:
+        self._addresses.array[: len(addresses)] = addresses
+        told = self._program.run_iter("print_symbols", "addresses").decode(errors="replace")
+        return [function(line) for line in told.splitlines()[: len(addresses)]]
+
+
+def function(line: str) -> str:
+    """The function of ``name.part.0+0x12/0x340 [module]``, without what compilers append.
+
+    Empty for what the kernel has no name for, which is printed as a number.
+    """
+    name = line.partition("+")[0].partition(".")[0]
+    return "" if name == line or name.startswith("0x") else name

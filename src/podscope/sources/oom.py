@@ -9,7 +9,6 @@ from collections.abc import Collection
 from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 from typing import ClassVar
 from typing import Self
@@ -68,6 +67,7 @@ class OomSource:
             record = self._object.dtype("oom_kill")
             self._row = row_dtype(record)
             self._ring = Ring.of(self._object.map("kills"), record)
+            self._symbols = Symbols(self._object)
             learn_cpus(self._object)
             for program in PROGRAMS:
                 self._object.attach(program)
@@ -127,10 +127,6 @@ class OomSource:
         self._victims[owner] = (executable, path)
         if len(self._victims) > KEPT:
             self._victims.popitem(last=False)
-
-    @cached_property
-    def _symbols(self) -> Symbols:
-        return Symbols()
 
 
 def row_dtype(record: np.dtype[Any]) -> np.dtype[Any]:
