@@ -215,6 +215,25 @@ def test_places_of_idle_series_are_for_others_and_begin_at_zero():
     assert sorted(shot.count.tolist()) == sorted(after.columns["count"].tolist())
 
 
+def test_an_idle_series_that_comes_with_new_ones_keeps_its_place():
+    # GIVEN room for two series
+    totals = Cumulative(buckets=False, series=2)
+    some = later(0)
+    before = totals.add(some.take(slice(0, 2)))
+
+    # WHEN one of them comes after an hour, and two others behind it
+    back = np.array([0, 2, 3])
+    after = replace(some.take(back), time_ns=some.time_ns + IDLE_NS + 2 * 10**9)
+    shot = totals.add(after)
+
+    # THEN it goes on, one of the others has the place that is free, and the last one has none
+    counts = some.columns["count"].tolist()
+    found = dict(zip(shot.places.tolist(), shot.count.tolist(), strict=True))
+    kept, given = before.places.tolist()
+    overflow = int(some.columns["side"][3] == "client")
+    assert found == {kept: 2 * counts[0], given: counts[2], overflow: counts[3]}
+
+
 @given(st.lists(st.lists(st.integers(0, 4), min_size=1), min_size=1, max_size=5), st.integers(0, 6))
 def test_nothing_is_lost_whatever_the_room(picks, room):
     # GIVEN

@@ -22,6 +22,8 @@ SERIES = 10_000
 RECENT_NS = 300 * 10**9
 # After that, their places are for others when all are taken.
 IDLE_NS = 3600 * 10**9
+# A full table is looked through for them so often.
+EVICT_NS = 10**9
 _ROWS_AT_ONCE = 1000
 SIDES = ("server", "client")
 # OpenTelemetry's mark for the series that takes what no longer fits.
@@ -101,6 +103,7 @@ class Cumulative:
         self._start_ns = np.zeros(2, dtype=np.int64)
         self._seen_ns = np.zeros(2, dtype=np.int64)
         self._told = np.zeros(2, dtype=np.bool_)
+        self._tried_ns = 0
 
     def begun(self) -> Cumulative:
         """The same without any totals."""
@@ -150,31 +153,32 @@ class Cumulative:
         names = [one.name for one in told]
         sides = (rows.columns["side"] == "client").astype(int).tolist()
         start_ns = rows.time_ns - round(rows.interval * 1e9)
-        found = []
+        found: list[int] = []
         for key in zip(sides, *columns, strict=True):
             place = self._place.get(key)
             if place is None:
-                place = self._new(key, _labels(names, key[1:]), start_ns)
+                if not self._has_room():
+                    self._evict(start_ns, found)
+                # Not remembered without room: there may be some later.
+                place = self._new(key, names, start_ns) if self._has_room() else key[0]
+                self._start_ns[place] = self._start_ns[place] or start_ns
             found.append(place)
         return found
 
-    def _new(self, key: tuple[object, ...], labels: Labels, start_ns: int) -> int:
-        side = int(str(key[0]))
-        if not self._free and len(self.labels) >= self._most + len(SIDES):
-            self._evict(start_ns)
+    def _has_room(self) -> bool:
+        return bool(self._free) or len(self.labels) < self._most + len(SIDES)
+
+    def _new(self, key: tuple[object, ...], names: Sequence[str], start_ns: int) -> int:
+        side, labels = int(str(key[0])), _labels(names, key[1:])
         if self._free:
             place = self._free.pop()
             self.labels[place], self.sides[place] = labels, side
-        elif len(self.labels) < self._most + len(SIDES):
+        else:
             place = len(self.labels)
             self.labels.append(labels)
             self.sides.append(side)
             if place == len(self._values):
                 self._grow()
-        else:
-            # Not remembered: there may be room for it later.
-            self._start_ns[side] = self._start_ns[side] or start_ns
-            return side
         self._place[key] = place
         self._start_ns[place] = self._seen_ns[place] = start_ns
         return place
@@ -187,9 +191,12 @@ class Cumulative:
                 self, name, np.concatenate([array, np.zeros((more, *array.shape[1:]), array.dtype)])
             )
 
-    def _evict(self, now_ns: int) -> None:
-        """Frees the places of idle series; those that come again begin at zero."""
-        idle = set(np.flatnonzero(self._seen_ns < now_ns - IDLE_NS).tolist()) - {0, 1}
+    def _evict(self, now_ns: int, held: Sequence[int]) -> None:
+        """Frees the places of idle series but for some; those that come again begin at zero."""
+        if now_ns < self._tried_ns + EVICT_NS:
+            return
+        self._tried_ns = now_ns
+        idle = set(np.flatnonzero(self._seen_ns < now_ns - IDLE_NS).tolist()) - {0, 1, *held}
         gone = {key: place for key, place in self._place.items() if place in idle}
         for key, place in gone.items():
             del self._place[key]

@@ -18,6 +18,7 @@ from podscope.schema import Array
 from podscope.schema_metrics import METRICS
 from podscope.schema_metrics import Metric
 from podscope.schema_metrics import is_label
+from podscope.sinks.cumulative import EVICT_NS
 from podscope.sinks.cumulative import IDLE_NS
 from podscope.sinks.cumulative import OVERFLOW
 from podscope.sinks.cumulative import RECENT_NS
@@ -28,8 +29,6 @@ from podscope.sinks.rows import Rows
 # A gauge is the highest of the last minute, kept in quarters.
 SLOTS = 4
 SLOT_NS = 15 * 10**9
-# A full table is looked through so often.
-EVICT_NS = 10**9
 CLOSED = "podscope.listen.closed"
 # Of the first place, whose series takes what no longer fits.
 _OVERFLOWING = 0
