@@ -142,7 +142,7 @@ class Cumulative:
             response_bytes=values[:, 3].astype(np.int64),
             max=values[:, 4],
             le=np.cumsum(self._le[places], axis=1),
-            buckets=self._buckets[places],
+            buckets=_at(self._buckets, places),
             start_ns=self._start_ns[places],
         )
 
@@ -187,9 +187,10 @@ class Cumulative:
         more = len(self._values)
         for name in ("_values", "_le", "_buckets", "_start_ns", "_seen_ns", "_told"):
             array = getattr(self, name)
-            setattr(
-                self, name, np.concatenate([array, np.zeros((more, *array.shape[1:]), array.dtype)])
-            )
+            # What is not used yet is not touched.
+            grown = np.zeros((2 * more, *array.shape[1:]), array.dtype)
+            grown[:more] = array
+            setattr(self, name, grown)
 
     def _evict(self, now_ns: int, held: Sequence[int]) -> None:
         """Frees the places of idle series but for some; those that come again begin at zero."""
@@ -270,6 +271,15 @@ def _add_at(totals: Array, places: npt.NDArray[np.intp], values: Array) -> None:
             totals[some] += more.astype(totals.dtype)
         else:
             np.add.at(totals, some, more.astype(totals.dtype))
+
+
+def _at(totals: Array, places: npt.NDArray[np.intp]) -> Array:
+    """A copy of some totals, not made all at once."""
+    found = np.empty((len(places), *totals.shape[1:]), totals.dtype)
+    for start in range(0, len(places), _ROWS_AT_ONCE):
+        some = slice(start, start + _ROWS_AT_ONCE)
+        found[some] = totals[places[some]]
+    return found
 
 
 def _labels(names: Sequence[str], values: Sequence[object]) -> Labels:
