@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import socket
+import ssl
 import threading
 import time
 from dataclasses import dataclass
@@ -99,7 +101,8 @@ class Collection:
 class FakeApiServer:
     """Serves from ``with`` to its end, on a port that it keeps while it is down."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
         self.faults: list[Fault] = []
         self.requests: list[Request] = []
         self.token = ""
@@ -114,7 +117,7 @@ class FakeApiServer:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._port}"
+        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self._port}"
 
     def __enter__(self) -> FakeApiServer:
         self.up()
@@ -128,6 +131,8 @@ class FakeApiServer:
         """Listens, on the same port as before."""
         self._server = _Server(("127.0.0.1", self._port), self)
         self._port = self._server.server_address[1]
+        if self._tls:
+            self._server.socket = self._tls.wrap_socket(self._server.socket, server_side=True)
         self.running = True
         self._thread = threading.Thread(
             target=self._server.serve_forever, kwargs={"poll_interval": 0.005}, daemon=True
@@ -440,10 +445,15 @@ def selected(body: bytes, query: dict[str, str]) -> bool:
     fields, labels = query.get("fieldSelector", ""), query.get("labelSelector", "")
     if not fields and not labels:
         return True
-    thing = json.loads(body)
-    node = thing.get("spec", {}).get("nodeName", "")
+    node, has = facts(body)
     wanted = [pair.partition("=")[::2] for pair in labels.split(",") if pair]
-    has = thing["metadata"].get("labels", {})
     asked, _, name = fields.rpartition("=")
     here = not fields or (name != node if asked.endswith("!") else name == node)
     return here and all(has.get(k) == v for k, v in wanted)
+
+
+@functools.lru_cache(maxsize=20_000)
+def facts(body: bytes) -> tuple[str, dict[str, str]]:
+    """An object's node and labels. Remembered: a real server does not parse for each request."""
+    thing = json.loads(body)
+    return thing.get("spec", {}).get("nodeName", ""), thing["metadata"].get("labels", {})
