@@ -16,7 +16,6 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from podscope.kernel.grace import wait_for_programs
 from podscope.kernel.maps import HashMap
 from podscope.kernel.objects import BpfObject
 from podscope.kernel.probes import find_cgroup2
@@ -25,12 +24,14 @@ from podscope.schema import Field
 from podscope.schema_dns import DNS
 from podscope.schema_dns import DNS_LOOKUP
 from podscope.schema_dns import NO_ANSWER
-from podscope.sources.histograms import buckets_of
+from podscope.sources.interval_sums import IntervalSums
 from podscope.sources.loading import cgroup_directory
 from podscope.sources.loading import executable_of
 from podscope.sources.loading import load_newest
 from podscope.sources.open_sockets import note_open_sockets
 from podscope.sources.peer_classes import peer_classes
+from podscope.sources.records import fill
+from podscope.sources.records import members
 from podscope.sources.source import Rows
 
 # Reasons of losses.
@@ -103,17 +104,15 @@ class DnsSource:
         try:
             lookup, key = self._object.dtype("dns_lookup"), self._object.dtype("dns_key")
             more = (("peer_class", "u1"), ("text", f"S{TEXT_BYTES}"))
-            own = [one for one in _members(lookup) if one[0] not in ("key", "name")]
-            keys = [one for one in _members(key) if one[0] not in ("name", "peer")]
-            sums = _members(self._object.dtype("dns_sums"))
+            own, keys = members(lookup, ("key", "name")), members(key, ("name", "peer"))
+            sums = members(self._object.dtype("dns_sums"))
             sums.append(("buckets", self._object.dtype("dns_row")["buckets"]))
             self._event = np.dtype([*own, *keys, *more])
-            self._row = np.dtype([*_members(key), *sums, *more])
+            self._row = np.dtype([*members(key), *sums, *more])
             self._late_sums: npt.NDArray[Any] = np.zeros(0, self._row)
             self._late_events: npt.NDArray[Any] = np.zeros(0, self._event)
             self._ring = Ring.of(self._object.map("lookups"), lookup)
-            self._sums = [HashMap.of(self._object.map(f"sums_{place}")) for place in (0, 1)]
-            self._chunks = [HashMap.of(self._object.map(f"chunks_{place}")) for place in (0, 1)]
+            self._sums = IntervalSums(self._object)
             self._names = [HashMap.of(self._object.map(f"names_{place}")) for place in (0, 1)]
             self._queries = HashMap.of(self._object.map("queries"))
             self._owners = HashMap.of(self._object.map("owners"))
@@ -139,22 +138,16 @@ class DnsSource:
         ``struct dns_row``, ``peer_class`` and ``text``.
         """
         self._look()
-        parity = int(self._object.variables["parity"])
-        self._object.variables["parity"][...] = 1 - parity
-        wait_for_programs()  # nobody writes to the other maps any more
-        keys, sums = self._sums[parity].items()
-        hashes, names = self._names[parity].items()
-        self._sums[parity].delete_many(keys)
-        chunk_keys, chunks = self._chunks[parity].items()
-        self._chunks[parity].delete_many(chunk_keys)
-        self._names[parity].delete_many(hashes)
+        ended = self._sums.turn()
+        keys, sums, buckets = self._sums.take(ended)
+        hashes, names = self._names[ended].items()
+        self._names[ended].delete_many(hashes)
         told = dict(zip(hashes.tolist(), map(_text, names), strict=True))
         told[_OTHER] = b"_OTHER"
         rows = np.zeros(len(keys), self._row)
-        for part in (keys, sums):
-            for name, _ in _members(part.dtype):
-                rows[name] = part[name]
-        rows["buckets"] = buckets_of(keys, chunk_keys, chunks)
+        fill(rows, keys)
+        fill(rows, sums)
+        rows["buckets"] = buckets
         rows["text"] = [told.get(number, b"") for number in keys["name"].tolist()]
         late, self._late_sums = self._late_sums, self._late_sums[:0]
         return {"dns": _classed(np.concatenate([rows, late]))}
@@ -166,10 +159,8 @@ class DnsSource:
         self._look()
         lookups = self._ring.drain()
         rows = np.zeros(len(lookups), self._event)
-        for part in (lookups["key"], lookups):
-            for name, _ in _members(part.dtype):
-                if name not in ("key", "name"):
-                    rows[name] = part[name]
+        fill(rows, lookups["key"])
+        fill(rows, lookups)
         rows["text"] = [_text(name) for name in lookups["name"]]
         late, self._late_events = self._late_events, self._late_events[:0]
         return {"dns_lookup": _classed(np.concatenate([rows, late]))}
@@ -265,8 +256,3 @@ def _classed(rows: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
 def _text(name: npt.NDArray[Any] | np.void) -> bytes:
     """The text of a ``struct dns_name``; what follows it has no meaning."""
     return bytes(name["text"].tobytes()[: int(name["len"])])
-
-
-def _members(record: np.dtype[Any]) -> list[tuple[str, Any]]:
-    """Name and dtype of each member that says something."""
-    return [(name, record[name]) for name in record.names or () if name not in ("pad", "chunk")]

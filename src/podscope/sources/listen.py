@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 from typing import ClassVar
 from typing import Self
 
@@ -37,6 +36,8 @@ from podscope.sources.loading import executable_of
 from podscope.sources.loading import load_newest
 from podscope.sources.open_sockets import note_open_sockets
 from podscope.sources.peer_classes import peer_classes
+from podscope.sources.records import fill
+from podscope.sources.records import members
 from podscope.sources.source import Rows
 
 # Reasons of losses.
@@ -100,10 +101,10 @@ class ListenSource:
             self._object = load_newest("listen", _prepare)
         try:
             self._record = self._object.dtype("listen_row")
-            kept = _members(self._record, without=COUNTERS)
+            kept = members(self._record, without=COUNTERS)
             self._row = np.dtype([*kept, ("overflows", "i8"), ("event", "u1")])
             self._drop = self._object.dtype("listen_drop")
-            self._told = np.dtype([*_members(self._drop), ("peer_class", "u1")])
+            self._told = np.dtype([*members(self._drop), ("peer_class", "u1")])
             self._owners = HashMap.of(self._object.map("owners"))
             self._closed = Ring.of(self._object.map("closed"), self._record)
             self._drops = Ring.of(self._object.map("drops"), self._drop)
@@ -139,8 +140,7 @@ class ListenSource:
         told += self._object.run_iter("listen_subflow_rows", "subflows")
         records = np.concatenate([self._closed.drain(), np.frombuffer(told, self._record)])
         rows = np.zeros(len(records), self._row)
-        for name, _ in _members(self._record, without=COUNTERS):
-            rows[name] = records[name]
+        fill(rows, records)
         rows["overflows"] = self._overflows.of(records)
         rows["event"] = _events(rows)
         return {"listen": rows}
@@ -151,8 +151,7 @@ class ListenSource:
             self._closed.drain()  # nobody else does
         drops = self._drops.drain()
         rows = np.zeros(len(drops), self._told)
-        for name, _ in _members(self._drop):
-            rows[name] = drops[name]
+        fill(rows, drops)
         rows["peer_class"] = peer_classes(rows["peer"])
         return {"listen_drop": rows}
 
@@ -214,11 +213,6 @@ def _one_way(programs: Sequence[str], ring_bytes: int) -> BpfObject:
         loaded.close()
         raise
     return loaded
-
-
-def _members(record: np.dtype[Any], without: Collection[str] = ()) -> list[tuple[str, Any]]:
-    left_out = {"pad", *without}
-    return [(name, record[name]) for name in record.names or () if name not in left_out]
 
 
 def _events(rows: npt.NDArray[np.void]) -> npt.NDArray[np.uint8]:

@@ -24,6 +24,7 @@ from podscope.kernel.symbols import Symbols
 from podscope.schema import Field
 from podscope.schema_oom import OOM
 from podscope.schema_oom import SCOPES
+from podscope.sources.records import fill
 from podscope.sources.source import Rows
 
 # Reasons of losses.
@@ -96,8 +97,7 @@ class OomSource:
         learn_cpus(self._object)
         kills = self._ring.drain()
         rows = np.zeros(len(kills), self._row)
-        for name in set(kills.dtype.names or ()) & set(rows.dtype.names or ()):
-            rows[name] = kills[name]
+        fill(rows, kills)
         for row, kill in zip(rows, kills, strict=True):
             stack = kill["stack"][: int(kill["frames"])].tolist()
             row["scope"] = SCOPES.index(scope(self._symbols.functions(stack)))

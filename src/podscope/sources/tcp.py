@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from mmap import PAGESIZE
-from typing import Any
 from typing import ClassVar
 from typing import Self
 
@@ -16,7 +15,6 @@ import numpy as np
 
 from podscope.errors import PodscopeError
 from podscope.errors import UsageError
-from podscope.kernel.grace import wait_for_programs
 from podscope.kernel.kernel_types import kernel_enum
 from podscope.kernel.libbpf import BpfError
 from podscope.kernel.maps import HashMap
@@ -28,12 +26,14 @@ from podscope.schema_tcp import FAILED
 from podscope.schema_tcp import TCP
 from podscope.schema_tcp import TCP_EVENT
 from podscope.schema_tcp import WHAT
-from podscope.sources.histograms import buckets_of
+from podscope.sources.interval_sums import IntervalSums
 from podscope.sources.loading import cgroup_directory
 from podscope.sources.loading import executable_of
 from podscope.sources.loading import load_newest
 from podscope.sources.open_sockets import note_open_sockets
 from podscope.sources.peer_classes import peer_classes
+from podscope.sources.records import fill
+from podscope.sources.records import members
 from podscope.sources.source import Rows
 
 # Reasons of losses.
@@ -115,18 +115,11 @@ class TcpSource:
         The members are those of ``struct tcp_key`` and ``struct tcp_sums``, ``buckets`` of
         ``struct tcp_row``, and ``peer_class``.
         """
-        parity = int(self._object.variables["parity"])
-        self._object.variables["parity"][...] = 1 - parity
-        wait_for_programs()  # nobody writes to the other map any more
-        keys, sums = self._sums[parity].items()
-        self._sums[parity].delete_many(keys)
-        chunk_keys, chunks = self._chunks[parity].items()
-        self._chunks[parity].delete_many(chunk_keys)
+        keys, sums, buckets = self._sums.take(self._sums.turn())
         rows = np.zeros(len(keys), self._row)
-        for part in (keys, sums):
-            for name, _ in _members(part.dtype):
-                rows[name] = part[name]
-        rows["buckets"] = buckets_of(keys, chunk_keys, chunks)
+        fill(rows, keys)
+        fill(rows, sums)
+        rows["buckets"] = buckets
         rows["peer_class"] = peer_classes(rows["peer"])
         return {"tcp": rows}
 
@@ -134,8 +127,7 @@ class TcpSource:
         """Events since the last call: ``struct tcp_event``, ``peer_class`` and ``reason_text``."""
         events = self._ring.drain()
         rows = np.zeros(len(events), self._event)
-        for name, _ in _members(events.dtype):
-            rows[name] = events[name]
+        fill(rows, events)
         rows["peer_class"] = peer_classes(rows["peer"])
         dropped = np.flatnonzero(events["reason"])
         for place in dropped.tolist():
@@ -174,12 +166,11 @@ class TcpSource:
         record = self._object.dtype("tcp_event")
         key, sums = self._object.dtype("tcp_key"), self._object.dtype("tcp_sums")
         classes = ("peer_class", "u1")
-        self._event = np.dtype([*_members(record), classes, ("reason_text", f"S{REASON_BYTES}")])
+        self._event = np.dtype([*members(record), classes, ("reason_text", f"S{REASON_BYTES}")])
         buckets = ("buckets", self._object.dtype("tcp_row")["buckets"])
-        self._row = np.dtype([*_members(key), classes, *_members(sums), buckets])
+        self._row = np.dtype([*members(key), classes, *members(sums), buckets])
         self._ring = Ring.of(self._object.map("events"), record)
-        self._sums = [HashMap.of(self._object.map(f"sums_{place}")) for place in (0, 1)]
-        self._chunks = [HashMap.of(self._object.map(f"chunks_{place}")) for place in (0, 1)]
+        self._sums = IntervalSums(self._object)
         self._owners = HashMap.of(self._object.map("owners"))
 
     def _attach(self, cgroup: str) -> None:
@@ -228,8 +219,3 @@ def _wanted(events: Collection[str]) -> int:
             raise UsageError(f"events: {event!r}: choose from {', '.join(EVENTS)}")
         bits |= 1 << (EVENTS.index(event) + 1)
     return bits
-
-
-def _members(record: np.dtype[Any]) -> list[tuple[str, Any]]:
-    """Name and dtype of each member that says something."""
-    return [(name, record[name]) for name in record.names or () if name not in ("pad", "chunk")]
