@@ -10,12 +10,19 @@ from typing import TYPE_CHECKING
 from typing import Any
 
 if TYPE_CHECKING:
+    from podscope.cluster_traces import trace
     from podscope.pipeline import watch
-    from podscope.trace.session import trace
 
 __version__ = "0.1.0"
 
 __all__ = ["__version__", "trace", "watch"]
+
+
+def run_trace(*arguments: Any, **options: Any) -> Any:
+    """What ``podscope.trace(...)`` does, whose name is a package's, too."""
+    from podscope.cluster_traces import trace
+
+    return trace(*arguments, **options)
 
 
 def __getattr__(name: str) -> Any:

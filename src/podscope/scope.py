@@ -6,14 +6,49 @@ A client says it, and every agent sends only that.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from podscope.batch import Identity
+from podscope.errors import PodscopeError
 from podscope.errors import UsageError
+from podscope.identity.kubernetes_client import ApiServer
+from podscope.identity.kubernetes_client import Connection
+from podscope.identity.kubernetes_client import KubernetesError
 from podscope.identity.kubernetes_objects import Pod
+
+_APPS = "apis/apps/v1/namespaces/{}/"
+_BATCH = "apis/batch/v1/namespaces/{}/"
+_CORE = "api/v1/namespaces/{}/"
+# Kinds of targets, and where the API has them ({} is the namespace).
+PATHS = {
+    "pod": _CORE + "pods",
+    "deployment": _APPS + "deployments",
+    "statefulset": _APPS + "statefulsets",
+    "daemonset": _APPS + "daemonsets",
+    "replicaset": _APPS + "replicasets",
+    "job": _BATCH + "jobs",
+    "cronjob": _BATCH + "cronjobs",
+    "service": _CORE + "services",
+    "node": "api/v1/nodes",
+}
+# What kubectl calls each.
+_SHORT = {
+    "po": "pod",
+    "deploy": "deployment",
+    "sts": "statefulset",
+    "ds": "daemonset",
+    "rs": "replicaset",
+    "cj": "cronjob",
+    "svc": "service",
+    "no": "node",
+}
+KINDS = {kind: kind for kind in PATHS} | {f"{kind}s": kind for kind in PATHS} | _SHORT
+_SECONDS = 10.0
+_NOT_FOUND, _FORBIDDEN = 404, 403
 
 Has = Callable[[Identity, Pod | None], bool]
 
@@ -122,3 +157,55 @@ class Scope:
 
 def _selects(labels: tuple[Requirement, ...], pod: Pod) -> bool:
     return all(one.holds(pod.metadata.labels) for one in labels)
+
+
+def target(text: str) -> Target:
+    """A target as people write it, ``deploy/web``; raises UsageError."""
+    kind, slash, name = text.rpartition("/")
+    known = KINDS.get(kind.lower() if slash else "pod")
+    if known is None or not name:
+        raise UsageError(
+            f"TARGET: not a target: {text!r}; write it as pod/X, deploy/X, sts/X, ds/X, rs/X, "
+            "job/X, cronjob/X, svc/X or node/X"
+        )
+    return Target(known, name)
+
+
+def check(asked: Scope, server: ApiServer, wrong: type[PodscopeError] = PodscopeError) -> None:
+    """Looks whether the targets are there.
+
+    Args:
+        wrong: what to raise if one is not.
+
+    Raises:
+        PodscopeError: one is not. Without the right to look, nothing is said.
+    """
+    connection = Connection(server)
+    try:
+        for one in asked.targets:
+            place = PATHS[one.kind].format(asked.namespace)
+            try:
+                connection.get(f"{place}/{one.name}", {}, _SECONDS)
+            except KubernetesError as error:
+                if error.status == _FORBIDDEN:
+                    continue
+                if error.status != _NOT_FOUND:
+                    raise
+                where = "" if one.kind == "node" else f" in namespace {asked.namespace!r}"
+                others = _others(connection, one, asked.namespace)
+                hint = f"; there is {' and '.join(others)}: name it so" if others else ""
+                raise wrong(f"there is no {one.kind} {one.name!r}{where}{hint}") from None
+    finally:
+        connection.release()
+
+
+def _others(connection: Connection, target: Target, namespace: str | None) -> list[str]:
+    """Objects of other kinds with the name of a target, as ``deployment/web``."""
+    found = []
+    for kind, path in PATHS.items():
+        if kind in (target.kind, "node"):
+            continue
+        with contextlib.suppress(KubernetesError):
+            connection.get(f"{path.format(namespace)}/{target.name}", {}, _SECONDS)
+            found.append(f"{kind}/{target.name}")
+    return found

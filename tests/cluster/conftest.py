@@ -8,6 +8,8 @@ the image yet, PODSCOPE_LOAD is a command that puts an archive into them, as
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import shlex
@@ -22,6 +24,7 @@ from typing import Any
 import pytest
 import workloads
 
+from podscope.__main__ import main
 from podscope.identity.kubeconfig import from_kubeconfig
 from podscope.identity.kubernetes_client import Connection
 from podscope.identity.kubernetes_client import KubernetesError
@@ -46,6 +49,13 @@ class Cluster:
         """Runs the program against this cluster."""
         command = [sys.executable, "-m", "podscope", *arguments, "--kubeconfig", self.kubeconfig]
         return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+    def podscope_here(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """The same in this process, which takes no second to start."""
+        out, errors = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+            code = main([*arguments, "--kubeconfig", self.kubeconfig])
+        return subprocess.CompletedProcess(arguments, code, out.getvalue(), errors.getvalue())
 
     def get(self, path: str) -> Any:
         """What the API has at a path."""

@@ -27,6 +27,10 @@ from workloads import delete
 from workloads import patch
 from workloads import wait
 
+import podscope
+from podscope.__main__ import main
+from podscope.trace.decode import Text
+
 AWAY_SECONDS = 6
 COUNT = 'BEGIN { printf("hello\\n"); @ = count(); exit(); }'
 RBAC = "apis/rbac.authorization.k8s.io/v1"
@@ -51,7 +55,7 @@ def space(cluster) -> Iterator[None]:
 def clean(cluster, space) -> Iterator[None]:
     """No trace is there before a test, and none is left when its traces are deleted."""
     yield
-    done = cluster.podscope("delete", "--all", "-n", SPACE)
+    done = cluster.podscope_here("delete", "--all", "-n", SPACE)
     assert done.returncode == 0, done.stderr
     assert not cluster.get(traces.JOBS)["items"]
     left = workloads.pods(cluster, "app.kubernetes.io/component=trace", SPACE)
@@ -77,7 +81,7 @@ def bpftraces() -> list[str]:
 
 
 def run(cluster, *arguments: str):
-    return cluster.podscope("run", *arguments, "-n", SPACE)
+    return cluster.podscope_here("run", *arguments, "-n", SPACE)
 
 
 def summary(done) -> dict:
@@ -186,6 +190,33 @@ def test_what_joins_the_target_later_is_in_and_what_ends_leaves_its_counts(clust
     assert 1 <= counts[(later,)] <= asked
 
 
+def test_python_gets_merged_maps_live_and_leaves_nothing(cluster, monkeypatch):
+    # GIVEN
+    monkeypatch.setenv("BPFTRACE_STRLEN", "32")
+    web = pods(cluster, "web")
+    marked = {}
+    place = {"namespace": SPACE, "kubeconfig": cluster.kubeconfig}
+
+    # WHEN pods mark once both nodes have said twice that they run
+    with podscope.trace(marking(), "deploy/web", by="pod", interval=0.3, **place) as trace:
+        ticks = []
+        for answer in trace:
+            ticks += [line.node for line in answer.lines if isinstance(line, Text)]
+            if not marked and min(ticks.count(node) for node in set(web.values())) >= 2:
+                for number, pod in enumerate(web):
+                    mark(cluster, pod, 3 + number)
+                    marked[(pod,)] = 3 + number
+            counts = answer.maps["@"].to_dict() if "@" in answer.maps else {}
+            if marked and counts == marked:
+                trace.stop()
+        states = {node: state for node, (state, _) in trace.states.items()}
+
+    # THEN
+    assert answer.last and counts == marked
+    assert states == {"node-1": "ended", "node-2": "ended"}
+    assert not cluster.get(traces.JOBS)["items"]
+
+
 # --- as kubectl-trace's own tests have it -------------------------------------------------------
 
 
@@ -202,10 +233,10 @@ def test_a_node_is_traced_in_the_background_and_its_answer_kept(cluster):
     assert (told["target"], told["nodes"], told["reported"]) == ("node-1", ["node-1"], ["node-1"])
     # AND by id or name, as often as one likes, also from a file
     for word in (name, f"podscope-trace-{name}"):
-        got = cluster.podscope("get", word, "-n", SPACE, "-o", "json")
+        got = cluster.podscope_here("get", word, "-n", SPACE, "-o", "json")
         assert got.returncode == 0, got.stderr
         assert json.loads(got.stdout.splitlines()[1])["entries"] == [{"key": [], "value": 1}]
-    logs = cluster.podscope("log", name, "-n", SPACE, "--timestamps")
+    logs = cluster.podscope_here("log", name, "-n", SPACE, "--timestamps")
     assert logs.stdout.splitlines()[0].endswith("Z node-1: hello")
     assert logs.stdout.splitlines()[-1] == "@: 1"
     attached = cluster.podscope("attach", name, "-n", SPACE)
@@ -215,9 +246,9 @@ def test_a_node_is_traced_in_the_background_and_its_answer_kept(cluster):
     ended = [c["type"] for c in job["status"]["conditions"] if c["type"] in ("Complete", "Failed")]
     assert ended == ["Complete"]
     # AND it goes when it is deleted
-    gone = cluster.podscope("delete", name, "-n", SPACE)
+    gone = cluster.podscope_here("delete", name, "-n", SPACE)
     assert gone.stdout == f"trace {name} deleted\n"
-    assert cluster.podscope("get", "-n", SPACE).stdout == "No resources found.\n"
+    assert cluster.podscope_here("get", "-n", SPACE).stdout == "No resources found.\n"
 
 
 def test_a_program_that_bpftrace_refuses_fails_once_and_says_why(cluster):
@@ -235,7 +266,7 @@ def test_a_program_that_bpftrace_refuses_fails_once_and_says_why(cluster):
         assert job["status"].get("succeeded", 0) == 0
     # AND its logs tell it, too
     name = listed(cluster)[0]["name"]
-    logs = cluster.podscope("logs", name, "-n", SPACE)
+    logs = cluster.podscope_here("logs", name, "-n", SPACE)
     assert logs.returncode == 1
     assert "no:such_point" in logs.stderr
 
@@ -253,7 +284,7 @@ def test_answers_go_to_a_file_of_a_directory(cluster, tmp_path):
     # AND what the cluster keeps can be kept, too
     name = listed(cluster)[0]["name"]
     kept = tmp_path / "kept.trace"
-    kept.write_text(cluster.podscope("get", name, "-n", SPACE, "-o", "snapshots").stdout)
+    kept.write_text(cluster.podscope_here("get", name, "-n", SPACE, "-o", "snapshots").stdout)
     assert "@: 1" in cluster.podscope("get", str(kept)).stdout
 
 
@@ -425,31 +456,34 @@ def test_a_namespace_that_refuses_privileged_pods_says_so(cluster):
 # --- bad input ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [
-        (("deploy/none", "-e", COUNT), "there is no deployment 'none'"),
-        (("web", "-e", COUNT), "there is no node 'web'; there is deployment/web: name it so"),
-        (("deploy/web", "-c", "none", "-e", COUNT), "-c none: no such container runs"),
-        (("-l", "app=none", "-e", COUNT), "it has no running pods"),
-        (("deploy/web", "-e", ""), "the program is empty"),
-        (("deploy/web", "-e", COUNT, "-f", "x"), "-e and -f: give one of them"),
-        (("deploy/web", "-f", "/no/such/file"), "cannot be read"),
-        (("deploy/web", "-e", "BEGIN {"), "program"),
-        (("node-1", "-e", COUNT, "--by", "pod"), "--by pod: only of pods"),
-        (("deploy/web", "-e", COUNT, "--process-selector", "pid=1"), "--process-selector"),
-        (("deploy/web", "-e", COUNT, "--patch", "x"), "--patch and --patch-type: give both"),
-        (("deploy/web", "node/node-1", "-e", COUNT), "give nodes and pods to different traces"),
-    ],
-)
-def test_bad_input_is_one_line_and_makes_nothing(cluster, words, told):
-    # GIVEN / WHEN
-    done = run(cluster, *words)
+BAD = [
+    (("deploy/none", "-e", COUNT), "there is no deployment 'none'"),
+    (("web", "-e", COUNT), "there is no node 'web'; there is deployment/web: name it so"),
+    (("deploy/web", "-c", "none", "-e", COUNT), "-c none: no such container runs"),
+    (("-l", "app=none", "-e", COUNT), "it has no running pods"),
+    (("deploy/web", "-e", ""), "the program is empty"),
+    (("deploy/web", "-e", COUNT, "-f", "x"), "-e and -f: give one of them"),
+    (("deploy/web", "-f", "/no/such/file"), "cannot be read"),
+    (("deploy/web", "-e", "BEGIN {"), "program"),
+    (("node-1", "-e", COUNT, "--by", "pod"), "--by pod: only of pods"),
+    (("deploy/web", "-e", COUNT, "--process-selector", "pid=1"), "--process-selector"),
+    (("deploy/web", "-e", COUNT, "--patch", "x"), "--patch and --patch-type: give both"),
+    (("deploy/web", "node/node-1", "-e", COUNT), "give nodes and pods to different traces"),
+    (("deploy/web", "-e", COUNT, "--metric", "x"), "--metric: where to?"),
+    (("deploy/web", "-e", COUNT, "--config", "/no/such"), "cannot read the configuration"),
+]
 
-    # THEN
-    assert done.returncode == 2, done.stderr
-    assert told in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+
+def test_bad_input_is_one_line_and_makes_nothing(cluster, capsys):
+    for words, told in BAD:
+        # GIVEN / WHEN
+        code = main(["run", *words, "-n", SPACE, "--kubeconfig", cluster.kubeconfig])
+
+        # THEN
+        said = capsys.readouterr().err
+        assert code == 2, (words, said)
+        assert told in said
+        assert len(said.splitlines()) == 1, said
     assert not cluster.get(traces.JOBS)["items"]
 
 

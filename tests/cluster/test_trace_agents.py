@@ -104,9 +104,9 @@ def test_a_trace_goes_on_without_its_client_and_is_kept_until_it_is_deleted(clus
 
     # THEN
     assert again.maps()["@"] == {(): 18}
-    got = cluster.podscope("get", told["name"], "-n", SPACE, "-o", "csv")
+    got = cluster.podscope_here("get", told["name"], "-n", SPACE, "-o", "csv")
     assert got.stdout.splitlines()[1] == "@,count,,,,value,18", got.stderr
-    assert cluster.podscope("delete", "--all", "-n", SPACE).returncode == 0
+    assert cluster.podscope_here("delete", "--all", "-n", SPACE).returncode == 0
     assert listed(cluster) == []
 
 
@@ -143,9 +143,9 @@ def test_an_agent_that_goes_lets_its_traces_tell_their_last_values_and_that_is_t
 )
 def test_what_agents_cannot_do_is_told(cluster, words, code, told):
     # GIVEN / WHEN
-    done = cluster.podscope("run", "deploy/web", *words, "--way", "agents", "-n", SPACE)
+    done = cluster.podscope_here("run", "deploy/web", *words, "--way", "agents", "-n", SPACE)
 
     # THEN
     assert done.returncode == code, done.stderr
     assert told in done.stderr
-    assert cluster.podscope("delete", "--all", "-n", SPACE).returncode == 0
+    assert cluster.podscope_here("delete", "--all", "-n", SPACE).returncode == 0

@@ -222,6 +222,6 @@ def lost(summary: Row) -> dict[str, int]:
 
 def listed(cluster: Cluster) -> list[Row]:
     """Traces, as ``podscope get`` has them."""
-    told = cluster.podscope("get", "-n", SPACE, "-o", "json")
+    told = cluster.podscope_here("get", "-n", SPACE, "-o", "json")
     assert told.returncode == 0, told.stderr
     return [json.loads(line) for line in told.stdout.splitlines()]

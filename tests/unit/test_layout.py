@@ -31,6 +31,7 @@ ROOMS = (
     {"node_traces"},
     {"agent", "remote", "deploy"},
     {"agent_traces"},
+    {"cluster_traces"},
     {"commands", "tui", "web", "__main__"},
 )
 # What passes between the rooms, and the arithmetic on it.

@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import argparse
+import re
 
 import pytest
 from test_kubernetes_identity import a_pod
 from test_kubernetes_identity import a_service
 from test_kubernetes_identity import a_slice
 
-from podscope.commands import placement
+import podscope
+from podscope import cluster_traces as placement
 from podscope.commands import targets
 from podscope.errors import UsageError
 from podscope.identity.kubernetes import Cluster
@@ -42,7 +44,7 @@ def scope(*words: str) -> Scope:
 
 def placed(cluster: Cluster, *words: str, **options: object) -> dict[str, tuple[str, ...]]:
     """Targets by node."""
-    found = placement.parts(scope(*words), PODS, cluster, **options)
+    found = placement.parts_of(scope(*words), PODS, cluster, **options)
     return {part.node: part.targets for part in found}
 
 
@@ -80,3 +82,34 @@ def test_labels_choose_the_pods_that_they_select(cluster):
 def test_targets_that_cannot_be_traced_are_refused(cluster, words, options, told):
     with pytest.raises(UsageError, match=told):
         placed(cluster, *words, **options)
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "told"),
+    [
+        ("", {"by": "pod"}, "by='pod': only in a cluster"),
+        ("deploy/web", {"by": "zone"}, "by is node or pod"),
+        ("deploy/web", {"way": "fax"}, "way is one of auto, agents, jobs"),
+        ("deploy/web", {"all_nodes": True}, "leave out other targets"),
+        ("thing/web", {}, "not a target: 'thing/web'"),
+        ("node/a", {"by": "pod"}, "--by pod: only of pods"),
+        ("deploy/web", {"program": " "}, "the program is empty"),
+        ("deploy/web", {"program": "BEGIN {"}, "the program ends too early"),
+        ("node/a", {"program": "uprobe:/proc/$container_pid/exe:x { @ = count(); }"},
+         "a node has none; name a pod"),
+    ],
+)  # fmt: skip
+def test_a_trace_from_python_that_cannot_be_is_refused_before_it_begins(
+    tmp_path, target, options, told
+):
+    # GIVEN a cluster that nobody asks
+    file = tmp_path / "config"
+    file.write_text(
+        "{clusters: [{name: a, cluster: {server: 'http://127.0.0.1:9'}}], current-context: a, "
+        "contexts: [{name: a, context: {cluster: a, user: a}}], users: [{name: a, user: {}}]}"
+    )
+    place = {"kubeconfig": str(file)} if target else {}
+
+    # WHEN / THEN
+    with pytest.raises(UsageError, match=re.escape(told)):
+        podscope.trace(**{"program": "BEGIN { exit(); }", "target": target, **place, **options})

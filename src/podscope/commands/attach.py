@@ -41,8 +41,8 @@ def run(args: argparse.Namespace) -> int:
     """Show it until its end. The exit code is 1 where a node did not tell its end."""
     if args.trace is None:
         raise UsageError("which trace? 'podscope get' lists them")
+    from podscope.cluster_traces import Ways
     from podscope.commands import run_cluster
-    from podscope.commands.ways import Ways
     from podscope.identity.kubernetes_client import find_server
     from podscope.trace.following import Following
     from podscope.trace.rows import Origin

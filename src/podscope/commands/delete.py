@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("which traces? Give their ids, or --all")
     if args.all_namespaces and args.namespace:
         raise UsageError("-A: all namespaces and -n exclude each other; give one of them")
-    from podscope.commands.ways import Ways
+    from podscope.cluster_traces import Ways
     from podscope.identity.kubernetes_client import find_server
     from podscope.trace.kept import PREFIX
 

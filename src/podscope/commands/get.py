@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"one trace at a time, or files that are there: {' '.join(words)}")
     if args.all_namespaces and args.namespace:
         raise UsageError("-A: all namespaces and -n exclude each other; give one of them")
-    from podscope.commands.ways import Ways
+    from podscope.cluster_traces import Ways
     from podscope.identity.kubernetes_client import find_server
     from podscope.trace.kept import RUNNING
 

@@ -36,8 +36,8 @@ def run(args: argparse.Namespace) -> int:
     """Print it. The exit code is 1 where a node failed."""
     if args.trace is None:
         raise UsageError("which trace? 'podscope get' lists them")
+    from podscope.cluster_traces import Ways
     from podscope.commands import showing
-    from podscope.commands.ways import Ways
     from podscope.identity.kubernetes_client import find_server
     from podscope.trace import show
     from podscope.trace.following import Following

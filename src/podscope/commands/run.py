@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 import time
 from collections.abc import Iterator
@@ -44,9 +43,6 @@ TRACERS = ("bpftrace",)
 IMAGE = "docker.io/library/podscope:dev"
 _LEAST_INTERVAL_NS = 100 * 10**6
 _SECOND_NS = 10**9
-_ON_HOST = ("unit", "container", "pid")
-# As Kubernetes makes them, and the kubelet for static pods: a pod of this host.
-_UID = re.compile(r"pod/([0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{32})")
 
 
 @dataclass(frozen=True)
@@ -234,9 +230,9 @@ def is_for_cluster(words: Sequence[str], args: argparse.Namespace) -> bool:
         return True
     if targets.is_plugin():
         return True
-    return any(
-        word.partition("/")[0] not in _ON_HOST and not _UID.fullmatch(word) for word in words
-    )
+    from podscope.trace.host_targets import is_on_host
+
+    return not all(map(is_on_host, words))
 
 
 def _script(args: argparse.Namespace) -> tuple[Script, list[str]]:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -11,54 +10,21 @@ from typing import TYPE_CHECKING
 
 from podscope import filters
 from podscope.commands.lifetime import Lifetime
-from podscope.errors import PodscopeError
 from podscope.errors import UsageError
 
 if TYPE_CHECKING:
     import argparse
 
-    from podscope.identity.kubernetes_client import ApiServer
-    from podscope.identity.kubernetes_client import Connection
     from podscope.remote import Nodes
     from podscope.scope import Scope
-    from podscope.scope import Target
     from podscope.sources.http import RequestLog
     from podscope.streams import Asked
 
 PLUGIN = "kubectl-podscope"
-_APPS = "apis/apps/v1/namespaces/{}/"
-_BATCH = "apis/batch/v1/namespaces/{}/"
-_CORE = "api/v1/namespaces/{}/"
-# Kinds of targets, and where the API has them ({} is the namespace).
-PATHS = {
-    "pod": _CORE + "pods",
-    "deployment": _APPS + "deployments",
-    "statefulset": _APPS + "statefulsets",
-    "daemonset": _APPS + "daemonsets",
-    "replicaset": _APPS + "replicasets",
-    "job": _BATCH + "jobs",
-    "cronjob": _BATCH + "cronjobs",
-    "service": _CORE + "services",
-    "node": "api/v1/nodes",
-}
-# What kubectl calls each.
-_SHORT = {
-    "po": "pod",
-    "deploy": "deployment",
-    "sts": "statefulset",
-    "ds": "daemonset",
-    "rs": "replicaset",
-    "cj": "cronjob",
-    "svc": "service",
-    "no": "node",
-}
-KINDS = {kind: kind for kind in PATHS} | {f"{kind}s": kind for kind in PATHS} | _SHORT
-_SECONDS = 10.0
 # For commands whose own words are told from targets by the slash.
 WITH_KIND = "in a cluster also pod/X, deploy/X and so on"
 # Timers count microseconds; less than this would be over before it began.
 LEAST_DURATION_NS = 10**6
-_NOT_FOUND, _FORBIDDEN = 404, 403
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -140,8 +106,9 @@ def scope(args: argparse.Namespace, default_namespace: str) -> Scope:
     """
     from podscope.scope import Scope
     from podscope.scope import selector
+    from podscope.scope import target
 
-    targets = tuple(_target(text) for text in args.targets)
+    targets = tuple(target(text) for text in args.targets)
     if args.all_namespaces and args.namespace:
         raise UsageError("-A: all namespaces and -n exclude each other; give one of them")
     if args.all_namespaces and any(one.kind != "node" for one in targets):
@@ -150,64 +117,6 @@ def scope(args: argparse.Namespace, default_namespace: str) -> Scope:
         selector(args.selector)
     namespace = None if args.all_namespaces else args.namespace or default_namespace
     return Scope(namespace, targets, args.selector or "")
-
-
-def _target(text: str) -> Target:
-    from podscope.scope import Target
-
-    kind, slash, name = text.rpartition("/")
-    known = KINDS.get(kind.lower() if slash else "pod")
-    if known is None or not name:
-        raise UsageError(
-            f"TARGET: not a target: {text!r}; write it as pod/X, deploy/X, sts/X, ds/X, rs/X, "
-            "job/X, cronjob/X, svc/X or node/X"
-        )
-    return Target(known, name)
-
-
-def check(asked: Scope, server: ApiServer, wrong: type[PodscopeError] = PodscopeError) -> None:
-    """Looks whether the targets are there.
-
-    Args:
-        wrong: what to raise if one is not.
-
-    Raises:
-        PodscopeError: one is not. Without the right to look, nothing is said.
-    """
-    from podscope.identity.kubernetes_client import Connection
-    from podscope.identity.kubernetes_client import KubernetesError
-
-    connection = Connection(server)
-    try:
-        for one in asked.targets:
-            place = PATHS[one.kind].format(asked.namespace)
-            try:
-                connection.get(f"{place}/{one.name}", {}, _SECONDS)
-            except KubernetesError as error:
-                if error.status == _FORBIDDEN:
-                    continue
-                if error.status != _NOT_FOUND:
-                    raise
-                where = "" if one.kind == "node" else f" in namespace {asked.namespace!r}"
-                others = _others(connection, one, asked.namespace)
-                hint = f"; there is {' and '.join(others)}: name it so" if others else ""
-                raise wrong(f"there is no {one.kind} {one.name!r}{where}{hint}") from None
-    finally:
-        connection.release()
-
-
-def _others(connection: Connection, target: Target, namespace: str | None) -> list[str]:
-    """Objects of other kinds with the name of a target, as ``deployment/web``."""
-    from podscope.identity.kubernetes_client import KubernetesError
-
-    found = []
-    for kind, path in PATHS.items():
-        if kind in (target.kind, "node"):
-            continue
-        with contextlib.suppress(KubernetesError):
-            connection.get(f"{path.format(namespace)}/{target.name}", {}, _SECONDS)
-            found.append(f"{kind}/{target.name}")
-    return found
 
 
 def watch_cluster(
@@ -235,6 +144,7 @@ def watch_cluster(
     from podscope.remote import ANSWERED
     from podscope.remote import Nodes
     from podscope.remote import Wanted
+    from podscope.scope import check
 
     duration = duration_ns(args)
     scope(args, "")  # what is written wrongly is so without a cluster, too

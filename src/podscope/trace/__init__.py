@@ -15,10 +15,10 @@ class _Callable(ModuleType):
     """This module: ``podscope.trace`` is its name, and that of the function."""
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
-        """See ``podscope.trace.session.trace``."""
-        from podscope.trace.session import trace
+        """See ``podscope.cluster_traces.trace``."""
+        from podscope import run_trace
 
-        return trace(*arguments, **options)
+        return run_trace(*arguments, **options)
 
 
 sys.modules[__name__].__class__ = _Callable

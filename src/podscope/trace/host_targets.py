@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -15,6 +16,9 @@ from podscope.errors import UsageError
 from podscope.identity.cgroup_layouts import container_of
 
 FORMS = "unit/nginx.service, container/ID, pod/UID or pid/N"
+_ON_HOST = ("unit", "container", "pid")
+# As Kubernetes makes them, and the kubelet for static pods: a pod of this host.
+_UID = re.compile(r"pod/([0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{32})")
 _SUFFIXES = (".service", ".scope", ".slice")
 # Of a container's id: fewer are too likely to be another's.
 _LEAST_DIGITS = 4
@@ -84,6 +88,11 @@ def find(text: str, root: str) -> HostTarget:
     if slash and name and kind == "container":
         return _container(text, name, root)
     raise UsageError(f"TARGET: not a target on this host: {text!r}; write it as {FORMS}")
+
+
+def is_on_host(word: str) -> bool:
+    """Whether a target is of this host, and not of a cluster."""
+    return word.partition("/")[0] in _ON_HOST or _UID.fullmatch(word) is not None
 
 
 def find_all(texts: Sequence[str], root: str) -> HostTarget:
