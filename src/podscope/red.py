@@ -134,8 +134,28 @@ def group(batch: Batch, by: Sequence[str], *, buckets: bool = True) -> Groups:
     Returns:
         One group for each distinct key; none for an empty batch.
     """
+    return _add_up(_single(batch, by, buckets=buckets)[1])
+
+
+def each(batch: Batch, by: Sequence[str]) -> tuple[npt.NDArray[np.intp], Groups]:
+    """The rows of a batch of kind ``http`` as `group` tells them, but without adding any up.
+
+    Returns:
+        For each group the position of its row, shape (m,), which are several by ``service``, and
+        the groups, without exponential histograms.
+    """
+    place, single = _single(batch, by, buckets=False)
+    every = np.arange(len(single))
+    return place, _reduced(single, every, every)
+
+
+def _single(
+    batch: Batch, by: Sequence[str], *, buckets: bool
+) -> tuple[npt.NDArray[np.intp], Groups]:
+    """A group for each row, with all dimensions, and where its row is."""
     rows, index = batch.rows, batch.identity.astype(np.int64)
     identities, whose = batch.identities, dict.fromkeys(OF_IDENTITY, index) | peers_of(batch)
+    place = np.arange(len(rows))
     if "service" in by:
         place, identities, service = _services(batch, with_port="port" in by)
         rows = rows[place]
@@ -143,7 +163,7 @@ def group(batch: Batch, by: Sequence[str], *, buckets: bool = True) -> Groups:
     keys = rows["key"]
     if "peer" in by and "address" not in by:
         keys = _without_named_addresses(keys, identities, whose["peer"])
-    single = Groups(
+    return place, Groups(
         by=_checked(by),
         keys=keys,
         whose=whose,
@@ -156,7 +176,6 @@ def group(batch: Batch, by: Sequence[str], *, buckets: bool = True) -> Groups:
         buckets=rows["buckets"] if buckets else rows["buckets"][:, :0],
         **{name: rows[name] for name in _SUMS},
     )
-    return _add_up(single)
 
 
 def _without_named_addresses(

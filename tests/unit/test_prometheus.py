@@ -209,7 +209,7 @@ def test_memory_is_bounded_whatever_comes():
     # THEN
     assert len(totals) == 50
     assert len(totals._labels) == 53
-    assert len(totals._place_of_key) <= 4 * 53
+    assert len(totals._places_of_row) <= 4 * 53
     assert sum(value for _, value in samples(totals)[f"{DURATION}_count"]) == 3000
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 from typing import Protocol
 
@@ -28,6 +29,7 @@ from podscope.sinks.rows import of_metrics
 
 if TYPE_CHECKING:
     from podscope.batch import Batch
+    from podscope.batch import Identity
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
@@ -55,6 +57,7 @@ _OVERFLOW_REASON = "metric_series_full"
 # Losses are told since the start as they are, and not added up from rows.
 LOST_KIND = "lost"
 _FAMILIES = ("server", "client", "service")
+_SUMS = ("sum_ns", "request_bytes", "response_bytes")
 _SERVICE = _FAMILIES.index("service")
 _BOUNDS = (*(str(bound) for bound in red.CLASSIC_BOUNDS), "+Inf")
 _SERIES_AT_ONCE = 256
@@ -101,11 +104,12 @@ class Totals:
         self._labels = [_OVERFLOW] * len(_FAMILIES)
         self._free: list[int] = []
         self._place_of_labels: dict[tuple[int, str], int] = {}
-        self._place_of_key: dict[tuple[object, ...], int] = {}
+        # What labels depend on, of each row, with numbers for the identities.
+        self._places_of_row: dict[tuple[object, ...], tuple[int, ...]] = {}
+        self._numbers: dict[Identity, int] = {}
         self._family = np.arange(len(_FAMILIES), dtype=np.uint8)
         self._le = np.zeros((len(_FAMILIES), len(_BOUNDS)), dtype=np.uint64)
-        # sum_ns, request_bytes, response_bytes
-        self._sums = np.zeros((len(_FAMILIES), 3), dtype=np.uint64)
+        self._sums = np.zeros((len(_FAMILIES), len(_SUMS)), dtype=np.uint64)
         self._seen_ns = np.zeros(len(_FAMILIES), dtype=np.int64)
         self._lost: dict[str, int] = {}
         self._cost: dict[str, float] = {}
@@ -131,12 +135,8 @@ class Totals:
             self._add_exemplars(batch)
         if batch.kind != "http" or len(batch) == 0:
             return
-        groups = red.group(batch, _BY, buckets=False)
-        groups.keys["pid"] = 0
         with self._lock:
-            self._add(groups, groups.keys["side"] == schema.CLIENT, batch.time_ns)
-        if any(identity.services for identity in batch.identities):
-            self._add_services(batch)
+            self._add(batch)
 
     def _add_exemplars(self, batch: Batch) -> None:
         """Keeps the newest request with a trace of each series and bucket."""
@@ -158,21 +158,17 @@ class Totals:
                 if key in self._exemplars or len(self._exemplars) < self._limit:
                     self._exemplars[key] = {**self._exemplars.get(key, {}), bucket: text}
 
-    def _add_services(self, batch: Batch) -> None:
-        groups = red.group(batch, _BY_SERVICE, buckets=False)
-        groups = groups.take(groups.whose["service"] >= 0)
-        with self._lock:
-            self._add(groups, np.full(len(groups), _SERVICE), batch.time_ns)
-
-    def _add(self, groups: red.Groups, families: Array, now_ns: int) -> None:
-        places = self._places(groups, families.astype(np.uint8), now_ns)
-        np.add.at(self._le, places, groups.le)
-        sums = (groups.sum_ns, groups.request_bytes, groups.response_bytes)
-        np.add.at(self._sums, places, np.stack(sums, axis=1))
-        self._seen_ns[places] = now_ns
+    def _add(self, batch: Batch) -> None:
+        found = self._places(batch)
+        places = np.fromiter(chain.from_iterable(found), np.intp)
+        # Some stand behind Services.
+        rows = np.repeat(np.arange(len(batch)), [len(one) for one in found])
+        np.add.at(self._le, places, batch.rows["le"][rows])
+        sums = np.stack([batch.rows[name] for name in _SUMS], axis=1)
+        np.add.at(self._sums, places, sums[rows])
+        self._seen_ns[places] = batch.time_ns
         # What stands behind a Service is counted for its pod already.
-        beyond = (places < len(_FAMILIES)) & (families != _SERVICE)
-        self._overflowed += int(groups.count[beyond].sum())
+        self._overflowed += int(batch.rows["count"][rows[places < _SERVICE]].sum())
 
     def tell(
         self,
@@ -229,39 +225,77 @@ class Totals:
                 exemplars=dict(self._exemplars),
             )
 
-    def _places(self, groups: red.Groups, families: Array, now_ns: int) -> npt.NDArray[np.intp]:
-        """The place of each group's series, new ones included, shape (n,)."""
-        keys = list(zip(families.tolist(), _keys(groups), strict=True))
-        places = np.array([self._place_of_key.get(key, -1) for key in keys], dtype=np.intp)
-        unknown = np.flatnonzero(places < 0)
-        if len(unknown) == 0:
-            return places
-        # Keys outnumber series where several keys have the same labels.
-        if len(self._place_of_key) > 4 * self._limit:
-            self._place_of_key.clear()
-        fresh = groups.take(unknown)
-        fields = _SERVICE_FIELDS if "service" in groups.by else _FIELDS
-        columns = schema.read(fields, fresh.labels(), fresh.by)
-        texts = _label_texts(columns, fields, len(fresh))
+    def _places(self, batch: Batch) -> list[tuple[int, ...]]:
+        """The places of each row: of its own series, and of those of its Services."""
+        keys = self._row_keys(batch)
+        found = [self._places_of_row.get(key, ()) for key in keys]
+        unknown = [at for at, places in enumerate(found) if not places]
+        if not unknown:
+            return found
+        held = {place for places in found for place in places}
+        new = self._new_places(batch.where(np.array(unknown)), held)
+        for at, places in zip(unknown, new, strict=True):
+            found[at] = places
+            # One that has no place of its own is not remembered: there may be room for it later.
+            if min(places) >= len(_FAMILIES):
+                self._places_of_row[keys[at]] = places
+        return found
+
+    def _row_keys(self, batch: Batch) -> list[tuple[object, ...]]:
+        """All that labels depend on, of each row, hashable and quick to make."""
+        # Rows outnumber series where several have the same labels.
+        if max(len(self._places_of_row), len(self._numbers)) > 4 * self._limit:
+            self._places_of_row.clear()
+            self._numbers.clear()
+        numbers = self._numbers
+        who = [numbers.setdefault(one, len(numbers)) for one in batch.identities]
+        raw = np.ascontiguousarray(batch.rows["key"])
+        # A route's text may come after its hash.
+        texts = map(batch.routes.get, raw["route"].tolist())
+        owners = map(who.__getitem__, batch.identity.tolist())
+        peers = map([*who, -1].__getitem__, schema.peers_of(batch)["peer"].tolist())
+        return list(zip(raw.view(f"V{raw.itemsize}").tolist(), texts, owners, peers, strict=True))
+
+    def _new_places(self, batch: Batch, held: set[int]) -> list[tuple[int, ...]]:
+        """The same of rows that were not seen before, whose series are made where there is room.
+
+        Args:
+            held: places that are not to be given up.
+        """
+        _, groups = red.each(batch, _BY)
+        groups.keys["pid"] = 0
+        families = (groups.keys["side"] == schema.CLIENT).astype(int)
+        own = self._of_labels(families, _labels_of(groups, _FIELDS), batch.time_ns, held)
+        found: list[tuple[int, ...]] = [(place,) for place in own]
+        if not any(identity.services for identity in batch.identities):
+            return found
+        rows, groups = red.each(batch, _BY_SERVICE)
+        behind = groups.whose["service"] >= 0
+        labels = _labels_of(groups.take(behind), _SERVICE_FIELDS)
+        families = np.full(len(labels), _SERVICE)
+        more = self._of_labels(families, labels, batch.time_ns, held)
+        for row, place in zip(rows[behind].tolist(), more, strict=True):
+            found[row] += (place,)
+        return found
+
+    def _of_labels(
+        self, families: Array, labels: list[str], now_ns: int, held: set[int]
+    ) -> list[int]:
+        """Places of series by their labels, new ones included; the family's own: no room."""
+        found = []
         may_evict = True
-        held = set(places.tolist())
-        for at, family, labels in zip(
-            unknown.tolist(), families[unknown].tolist(), texts, strict=True
-        ):
-            place = self._place_of_labels.get((family, labels), -1)
+        for family, text in zip(families.tolist(), labels, strict=True):
+            place = self._place_of_labels.get((family, text), -1)
             if place < 0 and not self._room() and may_evict:
                 self._evict(now_ns, held)
                 may_evict = False
             if place < 0 and self._room():
-                place = self._take_place(family, labels)
+                place = self._take_place(family, text)
             if place < 0:
-                # Not remembered: there may be room for it later.
                 place = family
-            else:
-                self._place_of_key[keys[at]] = place
-                held.add(place)
-            places[at] = place
-        return places
+            held.add(place)
+            found.append(place)
+        return found
 
     def _room(self) -> bool:
         return bool(self._free) or len(self._labels) < self._limit
@@ -302,24 +336,15 @@ class Totals:
         self._sums[gone] = 0
         self._free += gone
         lost = set(gone)
-        self._place_of_key = {k: p for k, p in self._place_of_key.items() if p not in lost}
+        self._places_of_row = {
+            key: places for key, places in self._places_of_row.items() if lost.isdisjoint(places)
+        }
 
 
-def _keys(groups: red.Groups) -> list[tuple[object, ...]]:
-    """What a group's labels depend on, hashable and quick to make."""
-    raw = np.ascontiguousarray(groups.keys).view(f"V{groups.keys.dtype.itemsize}").tolist()
-    # A route's text may come after its hash.
-    texts = map(groups.routes.get, groups.keys["route"].tolist())
-    owners = [_owner_keys(groups, name, places) for name, places in groups.whose.items()]
-    return list(zip(raw, texts, *owners, strict=True))
-
-
-def _owner_keys(
-    groups: red.Groups, name: str, places: npt.NDArray[np.int64]
-) -> list[tuple[str, ...]]:
-    part = schema.OF_IDENTITY[name]
-    parts = [*map(part, groups.identities), ()]
-    return [parts[place] for place in places.tolist()]
+def _labels_of(groups: red.Groups, fields: Sequence[schema.Field]) -> list[str]:
+    """The labels of each group; see `_label_texts`."""
+    columns = schema.read(fields, groups.labels(), groups.by)
+    return _label_texts(columns, fields, len(groups))
 
 
 def _exemplars(batch: Batch) -> list[str]:
