@@ -17,7 +17,7 @@ from podscope.kernel import btf
 from podscope.sources import dns
 from podscope.sources import listen
 from podscope.sources import oom
-from podscope.sources import tcp
+from podscope.sources.records import members
 from podscope.sources.source import fields_of
 
 BUILT = Path(podscope.__file__).parent / "_bpf"
@@ -37,13 +37,13 @@ def dtype(kind: str) -> np.dtype:
     if kind == "oom":
         return oom.row_dtype(types.dtype("oom_kill"))
     if kind == "listen":
-        members = listen._members(types.dtype("listen_row"))
-        return np.dtype([*members, ("overflows", "i8"), ("event", "u1")])
-    source, more = (tcp, []) if kind == "tcp" else (dns, [("text", f"S{dns.TEXT_BYTES}")])
+        told = members(types.dtype("listen_row"), listen.COUNTERS)
+        return np.dtype([*told, ("overflows", "i8"), ("event", "u1")])
+    more = [] if kind == "tcp" else [("text", f"S{dns.TEXT_BYTES}")]
     return np.dtype(
         [
-            *source._members(types.dtype(f"{kind}_key")),
-            *source._members(types.dtype(f"{kind}_sums")),
+            *members(types.dtype(f"{kind}_key")),
+            *members(types.dtype(f"{kind}_sums")),
             ("buckets", types.dtype(f"{kind}_row")["buckets"]),
             ("peer_class", "u1"),
             *more,
@@ -63,8 +63,8 @@ def batch(
     ``durations`` fills the histogram and the sums of those that succeeded, in nanoseconds.
     """
     made = np.zeros(len(rows), dtype(kind))
-    for row, members in zip(made, rows, strict=True):
-        for name, value in members.items():
+    for row, values in zip(made, rows, strict=True):
+        for name, value in values.items():
             if name == "durations":
                 _fill(row, value)
             else:

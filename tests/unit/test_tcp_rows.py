@@ -18,6 +18,7 @@ from podscope.commands.events import _tcp_events
 from podscope.kernel import btf
 from podscope.kernel.kernel_types import kernel_enum
 from podscope.sources import tcp
+from podscope.sources.records import members
 
 ROOT = Path(__file__).parents[2]
 OBJECT = ROOT / "src" / "podscope" / "_bpf" / "tcp.bpf.o"
@@ -30,10 +31,10 @@ def events(*rows: dict[str, object]) -> Batch:
         pytest.skip("tcp.bpf.o is not compiled: run `make bpf`")
     record = btf.read_elf(OBJECT).dtype("tcp_event")
     more = ("reason_text", f"S{tcp.REASON_BYTES}")
-    dtype = np.dtype([*tcp._members(record), ("peer_class", "u1"), more])
+    dtype = np.dtype([*members(record), ("peer_class", "u1"), more])
     made = np.zeros(len(rows), dtype)
-    for row, members in zip(made, rows, strict=True):
-        for name, value in members.items():
+    for row, values in zip(made, rows, strict=True):
+        for name, value in values.items():
             row[name] = value
     return Batch(
         kind="tcp_event",
