@@ -306,6 +306,22 @@ def test_the_container_s_process_stands_in_for_its_name(cluster):
     assert tracing.maps()["@"][()] > 0
 
 
+def test_a_tool_of_bcc_gets_the_process_that_is_chosen(cluster):
+    # GIVEN
+    pod = next(iter(pods(cluster, "web")))
+    tool = ("--tracer", "bcc", "--program", "tplist", "--args=-p", "--args=$target_pid")
+
+    # WHEN
+    done = run(
+        cluster, f"pod/{pod}", "main", *tool, "--process-selector", "pid=1,exe=python", "-o", "json"
+    )
+
+    # THEN the probes that are compiled into its program are listed
+    assert done.returncode == 0, (done.stderr, done.stdout)
+    assert summary(done)["bpftrace"] == "bcc tplist"
+    assert " python:audit\\n" in done.stdout
+
+
 # --- faults -------------------------------------------------------------------------------------
 
 

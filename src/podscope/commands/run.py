@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -34,12 +35,14 @@ if TYPE_CHECKING:
     from podscope.trace.session import Answer
     from podscope.trace.session import Prepared
     from podscope.trace.session import Trace
+    from podscope.trace.tools import ToolTrace
 
 HELP = "Run a bpftrace program, confined to a target, and show its maps live."
 FORMS = (*showing.FORMS, "snapshots")
 BY = ("node", "pod")
 WAYS = ("auto", "agents", "jobs")
-TRACERS = ("bpftrace",)
+BPFTRACE = "bpftrace"
+TRACERS = (BPFTRACE, "bcc", "rbspy")
 IMAGE = "docker.io/library/podscope:dev"
 _LEAST_INTERVAL_NS = 100 * 10**6
 _SECOND_NS = 10**9
@@ -60,6 +63,8 @@ class Options:
     confine: bool = True
     unsafe: bool = False
     by: str = ""
+    tracer: str = BPFTRACE
+    selector: str = ""
     names: tuple[str, ...] = ()
     stop_port: int = 0
 
@@ -181,10 +186,16 @@ def _add_cluster(parser: argparse.ArgumentParser) -> None:
         "--patch-type", choices=("json", "merge", "strategic"), help="what the file of --patch is"
     )
     parser.add_argument(
-        "--tracer", choices=TRACERS, default="bpftrace", help="what runs the program"
+        "--tracer",
+        choices=TRACERS,
+        default=BPFTRACE,
+        help="what runs: for bcc, --program names a tool (default: bpftrace)",
     )
     parser.add_argument(
-        "--process-selector", metavar="TEXT", help="of kubectl-trace; only for other tracers"
+        "--process-selector",
+        metavar="TEXT",
+        default="",
+        help="for other tracers: the process, as pid=last,exe=ruby,comm=x,cmdline=y",
     )
     unused = "of kubectl-trace; does nothing"
     parser.add_argument("--fetch-headers", action="store_true", help=unused)
@@ -195,7 +206,11 @@ def _add_cluster(parser: argparse.ArgumentParser) -> None:
 def options(args: argparse.Namespace) -> Options:
     """The flags as values; raises UsageError."""
     script, words = _script(args)
-    if not script.text.strip():
+    if args.tracer != BPFTRACE:
+        _check_tool(args)
+    elif args.process_selector:
+        raise UsageError("--process-selector: only for other tracers than bpftrace")
+    elif not script.text.strip():
         raise UsageError("the program is empty")
     interval = filters.duration_ns(args.interval, "--interval", least_ns=_LEAST_INTERVAL_NS)
     if args.name and len(args.name) != len(words):
@@ -209,7 +224,9 @@ def options(args: argparse.Namespace) -> Options:
         interval=interval / 1e9,
         deadline=seconds(args.deadline, "--deadline"),
         grace=seconds(args.deadline_grace_period, "--deadline-grace-period"),
-        confine=args.confine,
+        confine=args.confine and args.tracer == BPFTRACE,
+        tracer=args.tracer,
+        selector=args.process_selector,
         unsafe=args.unsafe,
         by=args.by or "",
         names=tuple(args.name),
@@ -235,10 +252,45 @@ def is_for_cluster(words: Sequence[str], args: argparse.Namespace) -> bool:
     return not all(map(is_on_host, words))
 
 
+def _check_tool(args: argparse.Namespace) -> None:
+    """Refuses what tools do not have; raises UsageError."""
+    from podscope.trace import processes
+
+    given = {
+        "--by": args.by,
+        "--unsafe": args.unsafe,
+        "--metric": args.metric,
+        "--name": args.name,
+    }
+    for name, value in given.items():
+        if value:
+            raise UsageError(f"{name}: not with --tracer {args.tracer}, only with bpftrace")
+    if args.process_selector:
+        processes.selector(args.process_selector)
+
+
+def _tool(args: argparse.Namespace) -> tuple[Script, list[str]]:
+    """The name of a tool as a script, and targets."""
+    from podscope.trace import scripts
+    from podscope.trace import tools
+
+    if args.filename is not None:
+        raise UsageError(f"-f: not with --tracer {args.tracer}, only with bpftrace")
+    named = [one for one in (args.eval, args.program) if one is not None]
+    if args.tracer == "bcc" and len(named) != 1:
+        raise UsageError("--tracer bcc: which tool? Name it by --program, as --program tcplife")
+    if args.tracer != "bcc" and named:
+        raise UsageError(f"--tracer {args.tracer}: takes no program, only --args")
+    name = tools.check_name(args.tracer, named[0]) if named else args.tracer
+    return scripts.Script(name, name, ""), args.words
+
+
 def _script(args: argparse.Namespace) -> tuple[Script, list[str]]:
     """The program, and what is left of the words: targets."""
     from podscope.trace import scripts
 
+    if args.tracer != BPFTRACE:
+        return _tool(args)
     given = {
         "-e": args.eval,
         "-f": args.filename,
@@ -290,23 +342,15 @@ def run(args: argparse.Namespace) -> int:
 def _run_here(chosen: Options, args: argparse.Namespace) -> int:
     import socket
 
-    import podscope.trace.session as sessions
     from podscope.trace.rows import Origin
 
     origin = Origin(program=chosen.script.name, columns=chosen.script.columns)
     with Lifetime() as lifetime, stopping(chosen.stop_port):
-        found, prepared = _prepared(chosen)
+        begin = _planned(chosen)
         with (
             trace_sinks.feed(args, origin, chosen.script.text, host=socket.gethostname()) as feed,
             place(chosen) as out,
-            sessions.Trace(
-                prepared,
-                found if chosen.confine else None,
-                deadline=chosen.deadline,
-                grace=chosen.grace,
-                arguments=chosen.arguments,
-                unsafe=chosen.unsafe,
-            ) as trace,
+            begin() as trace,
         ):
             lifetime.begin(lambda: _stop(trace, lifetime))
             if chosen.form == "snapshots":
@@ -317,7 +361,36 @@ def _run_here(chosen: Options, args: argparse.Namespace) -> int:
     return 0
 
 
-def _stop(trace: Trace, lifetime: Lifetime) -> None:
+def _planned(chosen: Options) -> Callable[[], Trace | ToolTrace]:
+    """What begins the trace; raises UsageError where it cannot be."""
+    import podscope.trace.session as sessions
+    from podscope.trace import processes
+    from podscope.trace import tools
+
+    times = {"deadline": chosen.deadline, "grace": chosen.grace}
+    if chosen.tracer == BPFTRACE:
+        found, prepared = _prepared(chosen)
+        return lambda: sessions.Trace(
+            prepared,
+            found if chosen.confine else None,
+            arguments=chosen.arguments,
+            unsafe=chosen.unsafe,
+            **times,
+        )
+    target = sessions.on_host(chosen.targets)
+    needed = bool(chosen.selector) or tools.asks_for_process(chosen.tracer, chosen.arguments)
+    if target is None and needed:
+        raise UsageError(f"--tracer {chosen.tracer}: a process of which target? Name one")
+    pid = 0
+    if target is not None and chosen.selector:
+        pid = processes.chosen(processes.selector(chosen.selector), target.all_pids())
+    elif target is not None and needed:
+        pid = target.first_pid()
+    tool = tools.find(chosen.tracer, chosen.script.name, chosen.arguments, pid)
+    return lambda: tools.ToolTrace(tool, **times)
+
+
+def _stop(trace: Trace | ToolTrace, lifetime: Lifetime) -> None:
     """Ends it; who reads answers of many nodes is to know that this one is of a shorter time."""
     if lifetime.terminated and (node := os.environ.get("NODE_NAME")):
         trace.notes.append(f"{node}: was ended from outside (SIGTERM): its answer is until then")
@@ -342,7 +415,7 @@ def _prepared(chosen: Options) -> tuple[HostTarget | None, Prepared]:
 class _Here:
     """A trace on this host."""
 
-    trace: Trace
+    trace: Trace | ToolTrace
     target: str
     feed: Feed | None = None
 
@@ -352,7 +425,7 @@ class _Here:
 
     @property
     def speaks(self) -> bool:
-        return self.trace.prepared.speaks or not self.trace.prepared.shapes
+        return self.trace.speaks
 
     @property
     def lost(self) -> Mapping[str, int]:
@@ -369,7 +442,7 @@ class _Here:
             yield answer
 
     def shapes(self) -> Mapping[str, MapShape]:
-        return self.trace.prepared.told_shapes()
+        return self.trace.told_shapes()
 
     def status(self) -> str:
         return ""
@@ -381,8 +454,7 @@ class _Here:
         return ""
 
     def summary(self) -> dict[str, Any]:
-        version = ".".join(map(str, self.trace.bpftrace.version))
-        return {"target": self.target or "host", "bpftrace": version}
+        return {"target": self.target or "host", "bpftrace": self.trace.version}
 
 
 def stopping(port: int) -> AbstractContextManager[object]:
@@ -412,7 +484,7 @@ def place(chosen: Options, name: str = "podscope-trace") -> AbstractContextManag
     return file
 
 
-def _write_snapshots(trace: Trace, chosen: Options, out: TextIO) -> None:
+def _write_snapshots(trace: Trace | ToolTrace, chosen: Options, out: TextIO) -> None:
     import socket
 
     from podscope.trace import reports
@@ -421,10 +493,10 @@ def _write_snapshots(trace: Trace, chosen: Options, out: TextIO) -> None:
         node=os.environ.get("NODE_NAME") or socket.gethostname(),
         target=chosen.target,
         program=chosen.script.text,
-        bpftrace=".".join(map(str, trace.bpftrace.version)),
+        bpftrace=trace.version,
         columns=chosen.script.columns,
     )
-    writer = reports.Writer(out, about, trace.prepared.told_shapes())
+    writer = reports.Writer(out, about, trace.told_shapes())
     try:
         for answer in trace:
             writer.answer(answer, trace)

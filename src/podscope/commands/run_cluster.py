@@ -21,6 +21,7 @@ from podscope.commands import showing
 from podscope.commands import targets
 from podscope.commands import trace_sinks
 from podscope.commands.lifetime import Lifetime
+from podscope.commands.run import BPFTRACE
 from podscope.commands.run import IMAGE
 from podscope.commands.run import Options
 from podscope.commands.run import place
@@ -41,6 +42,7 @@ from podscope.trace.following import Following
 from podscope.trace.parse import ProgramError
 from podscope.trace.parse import parse
 from podscope.trace.rows import Origin
+from podscope.trace.tools import asks_for_process
 
 if TYPE_CHECKING:
     from podscope.commands.trace_sinks import Feed
@@ -108,6 +110,7 @@ def run(chosen: Options, args: argparse.Namespace) -> int:
 def _jobs_only(asked: Asked, args: argparse.Namespace) -> list[str]:
     """What was asked for that only Jobs can do."""
     known = {
+        "--tracer": args.tracer != BPFTRACE,
         "--unsafe": args.unsafe,
         "--patch": args.patch,
         "$container_pid": asked.one,
@@ -160,10 +163,10 @@ def _check_program(chosen: Options, args: argparse.Namespace) -> bool:
     """Whether the program writes lines; raises UsageError where no node could run it."""
     if args.config and args.detach:
         raise UsageError("--config: who shows the trace gives it to sinks; leave out -d")
-    if args.process_selector:
-        raise UsageError("--process-selector: only for other tracers than bpftrace")
     if chosen.form == "snapshots":
         raise UsageError("-o snapshots: a cluster keeps what its traces say; see 'podscope get'")
+    if chosen.tracer != BPFTRACE:
+        return True
     of_pods = not all(_is_node(word) for word in chosen.targets) or not chosen.targets
     return cluster_traces.check_program(
         chosen.script.text,
@@ -189,7 +192,10 @@ def _asked(chosen: Options, args: argparse.Namespace, container: str, server: Ap
         namespace=args.target_namespace or args.namespace,
         selector=args.selector,
     )
-    one = cluster_traces.needs_container(chosen.script.text)
+    if chosen.tracer == BPFTRACE:
+        one = cluster_traces.needs_container(chosen.script.text)
+    else:
+        one = bool(chosen.selector) or asks_for_process(chosen.tracer, chosen.arguments)
     return Asked(targets.scope(flags, server.namespace), container, one, args.all_nodes)
 
 
@@ -210,6 +216,8 @@ def _request(chosen: Options, args: argparse.Namespace, namespace: str) -> jobs.
         confine=chosen.confine,
         unsafe=chosen.unsafe,
         by_pod=chosen.by == "pod",
+        tracer=chosen.tracer,
+        selector=chosen.selector,
         environment=cluster_traces.variables(),
     )
 

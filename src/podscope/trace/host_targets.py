@@ -60,12 +60,16 @@ class HostTarget:
         Raises:
             UsageError: none runs.
         """
-        if self.pids:
-            return min(self.pids)
-        pids = [pid for directory in self.cgroups().values() for pid in _processes(directory)]
+        pids = [*self.all_pids()]
         if not pids:
             raise UsageError(f"{self.text}: no process runs there, $container_pid has no value")
         return min(pids)
+
+    def all_pids(self) -> Iterator[int]:
+        """Processes of the target, as they are now."""
+        yield from self.pids
+        for directory in self.cgroups().values():
+            yield from _processes(directory)
 
 
 def find(text: str, root: str) -> HostTarget:

@@ -67,6 +67,8 @@ class Request:
         by_pod: keep maps apart by pod.
         environment: variables for bpftrace.
         ttl: how long results are kept after the end.
+        tracer: what runs the program: ``bpftrace``, or another whose tool ``program`` names.
+        selector: of the process, for other tracers.
         rows: name of the script whose rows the log is to hold, for log shippers; empty: it holds
             what ``podscope get`` reads.
     """
@@ -89,6 +91,8 @@ class Request:
     by_pod: bool = False
     environment: tuple[tuple[str, str], ...] = ()
     rows: str = ""
+    tracer: str = "bpftrace"
+    selector: str = ""
 
 
 def on_nodes(nodes: Iterable[str]) -> tuple[Part, ...]:
@@ -287,6 +291,10 @@ def words(request: Request, part: Part) -> list[str]:
     """What ``podscope`` is started with on the node, in a Job or by an agent."""
     form = "json" if request.rows else "snapshots"
     made = ["run", f"--eval={request.program}", "--form", form]
+    if request.tracer != "bpftrace":
+        named = [f"--program={request.program}"] if request.tracer == "bcc" else []
+        chosen = [f"--process-selector={request.selector}"] if request.selector else []
+        made = ["run", f"--tracer={request.tracer}", *named, *chosen, "--form", form]
     made += ["--interval", f"{round(request.interval * 1000)}ms"]
     made += ["--deadline", f"{round(request.deadline)}s"]
     made += ["--deadline-grace-period", f"{round(request.grace)}s"]

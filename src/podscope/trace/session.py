@@ -349,6 +349,20 @@ class Trace:
         yield last
 
     @property
+    def speaks(self) -> bool:
+        """Whether it writes lines while it runs."""
+        return self.prepared.speaks or not self.prepared.shapes
+
+    @property
+    def version(self) -> str:
+        """Of bpftrace."""
+        return ".".join(map(str, self.bpftrace.version))
+
+    def told_shapes(self) -> dict[str, MapShape]:
+        """Of its maps, as answers have them."""
+        return self.prepared.told_shapes()
+
+    @property
     def lost(self) -> dict[str, int]:
         """What is missing from the answers so far, by reason."""
         refused = 0 if self._members is None else self._members.refused
