@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -366,6 +367,29 @@ def test_a_node_whose_pod_is_killed_is_told_and_the_others_stay(cluster):
     why = f"{told['failed'].get('node-1', '')} {' '.join(told['notes'])}"
     assert "was ended from outside" in why or "is gone" in why or "Backoff" in why, told
     assert "node-2" in told["reported"]
+    assert 20 <= tracing.maps()["@"][()] <= 40
+
+
+def test_a_bpftrace_that_crashes_is_told_and_the_other_node_s_answer_stays(cluster):
+    # GIVEN a trace whose two bpftrace are processes of this machine
+    web = pods(cluster, "web")
+    with Tracing(cluster, "deploy/web", "-e", marking()) as tracing:
+        for pod in web:
+            mark(cluster, pod, 10)
+        found = bpftraces()
+        if len(found) != 2:
+            pytest.skip("needs nodes on this machine, to kill a process of theirs")
+
+        # WHEN one ends without a word
+        os.kill(int(found[0]), signal.SIGKILL)
+        tracing.wait(lambda: len(bpftraces()) == 1)
+        told = tracing.end()
+
+    # THEN
+    assert tracing.code == 1
+    ((node, why),) = told["failed"].items()
+    assert "ended by signal 9" in why
+    assert [node, *told["reported"]] in (["node-1", "node-2"], ["node-2", "node-1"])
     assert 20 <= tracing.maps()["@"][()] <= 40
 
 

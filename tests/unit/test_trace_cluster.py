@@ -26,6 +26,7 @@ from podscope.trace import rewrite
 from podscope.trace.decode import MapData
 from podscope.trace.decode import Text
 from podscope.trace.decode import Value
+from podscope.trace.following import Seen
 from podscope.trace.maps import MapShape
 from podscope.trace.owners import Owners
 from podscope.trace.parse import parse
@@ -422,3 +423,39 @@ def test_a_merge_patch_sets_what_it_names_and_leaves_the_rest(made, change):
         k: v for k, v in made.items() if k not in change
     }
     assert {k: told.get(k) for k in change} == change
+
+
+def a_pod(ready: str, *, state: str = "running", phase: str = "Running", gone: str = "") -> dict:
+    about = {"name": "p"} | ({"deletionTimestamp": gone} if gone else {})
+    return {
+        "metadata": about,
+        "spec": {"nodeName": "n1"},
+        "status": {
+            "phase": phase,
+            "containerStatuses": [{"state": {state: {}}}],
+            "conditions": [{"type": "Ready", "status": ready}],
+        },
+    }
+
+
+NODE_GONE = "node n1 does not answer; what it told last is counted"
+LONG_AGO, SOON = "2026-01-01T00:00:00Z", "2026-01-01T00:59:50Z"
+NOW = 1767229200.0  # 2026-01-01T01:00:00Z
+
+
+@pytest.mark.parametrize(
+    ("pod", "why", "final"),
+    [
+        (a_pod("True"), "", False),
+        (a_pod("True", gone=LONG_AGO), "", False),
+        (a_pod("False"), NODE_GONE, False),
+        (a_pod("Unknown"), NODE_GONE, False),
+        (a_pod("False", gone=SOON), NODE_GONE, False),
+        (a_pod("False", gone=LONG_AGO), NODE_GONE, True),
+        (a_pod("False", state="terminated", gone=LONG_AGO), "", False),
+        (a_pod("False", state="terminated", phase="Succeeded"), "", True),
+        (a_pod("False", state="terminated", phase="Failed"), "", True),
+    ],
+)
+def test_a_pod_whose_node_is_gone_is_told_and_waited_for_until_its_time_is_up(pod, why, final):
+    assert job_logs.speaker(pod, NOW) == Seen("p", why, final)

@@ -330,3 +330,28 @@ def test_one_that_does_not_listen_yet_is_told_again_to_end():
     # THEN
     assert place.stopped == ["pod-a"]
     assert following.states() == {"node-a": ("ended", "")}
+
+
+def test_a_node_that_is_gone_ends_as_failed_with_what_it_told_and_the_others_go_on():
+    # GIVEN
+    gone = "node node-a does not answer"
+    waits = [Seen("pod-a"), Seen("pod-a", gone), Seen("pod-a", gone), Seen("pod-a", gone, True)]
+    refused = KubernetesError("dial tcp: i/o timeout")
+    place = Place(
+        {"a": waits, "b": [Seen("pod-b")]},
+        {
+            "pod-a": [[said("a", 3, "one\n", last=False), refused], *([[refused]] * 9)],
+            "pod-b": [[said("b", 4)]],
+        },
+    )
+
+    # WHEN
+    answers, following = followed(place, "a", "b")
+
+    # THEN
+    assert answers[-1].last
+    assert answers[-1].maps["@"].to_dict() == {(): 7}
+    assert texts(answers) == [("node-a", "one\n")]
+    assert following.states()["node-a"][0] == "failed"
+    assert gone in following.states()["node-a"][1]
+    assert following.states()["node-b"] == ("ended", "")

@@ -341,6 +341,7 @@ class Following:
             self._read(one)
         except (PodscopeError, OSError) as error:
             one.why = " ".join(str(error).split())
+            self._closed.wait(_SOON_SECONDS)
         finally:
             self._after(one)
             one.thread = None

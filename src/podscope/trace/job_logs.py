@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import datetime
 import threading
 import time
 from collections.abc import Iterator
@@ -37,6 +38,8 @@ _SILENCE_SECONDS = 60.0
 _HOPELESS = {"ErrImageNeverPull", "InvalidImageName", "CreateContainerConfigError"}
 # From the making of a Job until the making of its pod is asked about.
 _NO_POD_SECONDS = 3.0
+# Clocks differ, and who counts a pod's last seconds may be late.
+_OVERDUE_SECONDS = 20.0
 
 
 class JobLogs:
@@ -63,8 +66,7 @@ class JobLogs:
         self, asked: Traces, kept: Kept, job: KeptJob | None, pod: Mapping[str, Any] | None
     ) -> Seen:
         if pod is not None and _speaks(pod):
-            ended = pod["status"].get("phase") in ("Succeeded", "Failed")
-            return Seen(pod["metadata"]["name"], _why(pod), final=ended)
+            return speaker(pod, time.time())
         if job is None:
             return Seen(why="its Job was deleted", final=True)
         if job.state == traces.FAILED:
@@ -119,6 +121,28 @@ class JobLogs:
             streams = list(self._streams)
         for one in streams:
             one.close()
+
+
+def speaker(pod: Mapping[str, Any], now: float) -> Seen:
+    """What is to be seen of a pod that has a log.
+
+    A node that is gone leaves its pods as they were: the node controller says that they are not
+    ready, and one whose time is up is never seen to end.
+
+    Args:
+        now: Unix time.
+    """
+    name, status = pod["metadata"]["name"], pod["status"]
+    if status.get("phase") in ("Succeeded", "Failed"):
+        return Seen(name, _why(pod), final=True)
+    runs = any("running" in one["state"] for one in status.get("containerStatuses") or ())
+    ready = {one["type"]: one["status"] for one in status.get("conditions") or ()}.get("Ready")
+    if not runs or ready in (None, "True"):
+        return Seen(name, _why(pod))
+    why = f"node {pod['spec'].get('nodeName', '')} does not answer; what it told last is counted"
+    gone = pod["metadata"].get("deletionTimestamp")
+    due = datetime.datetime.fromisoformat(gone).timestamp() if gone else float("inf")
+    return Seen(name, why, final=now > due + _OVERDUE_SECONDS)
 
 
 def _speaks(pod: Mapping[str, Any]) -> bool:

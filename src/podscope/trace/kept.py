@@ -265,7 +265,8 @@ def state(one: Mapping[str, Any]) -> str:
     """Of a Job: ``Running``, ``Completed``, ``Failed`` or ``Unknown``, as kubectl-trace has it."""
     status = one.get("status") or {}
     ended = {c["type"] for c in status.get("conditions") or () if c.get("status") == "True"}
-    if "Failed" in ended or status.get("failed"):
+    # FailureTarget: as good as failed, but for pods whose node does not say that they have ended.
+    if ended & {"Failed", "FailureTarget"} or status.get("failed"):
         return FAILED
     if "Complete" in ended or status.get("succeeded"):
         return COMPLETED
@@ -276,6 +277,9 @@ def why_failed(one: Mapping[str, Any]) -> str:
     """What Kubernetes says of a Job that failed; empty: it did not, or nothing is said."""
     conditions: Sequence[Mapping[str, Any]] = (one.get("status") or {}).get("conditions") or ()
     for condition in conditions:
-        if condition.get("type") == "Failed" and condition.get("status") == "True":
+        if (
+            condition.get("type") in ("Failed", "FailureTarget")
+            and condition.get("status") == "True"
+        ):
             return f"{condition.get('reason', '')}: {condition.get('message', '')}".strip(": ")
     return ""
