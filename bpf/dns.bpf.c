@@ -9,6 +9,7 @@
 #include "common/chunks.h"
 #include "common/owner.h"
 #include "common/segment.h"
+#include "common/storage.h"
 #include "dns/dns.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
@@ -397,12 +398,13 @@ static __always_inline void tcp_messages(struct __sk_buff *skb, struct packet *p
 {
 	u32 off = p->off, len = p->len, how = direction | 2 | p->v6 << 2;
 	u32 ports = p->source << 16 | p->target;
+	struct bpf_sock *sk = skb->sk;
 	struct stream *stream;
 	__be16 raw;
 
-	if (!skb->sk)
+	if (!sk)
 		return;
-	stream = bpf_sk_storage_get(&streams, skb->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	stream = storage_made(&streams, sk);
 	if (!stream)
 		return;
 	if (stream->known[direction] && p->seq != stream->next[direction]) {

@@ -163,7 +163,7 @@ __noinline int conn_open(struct __sk_buff *skb, u32 direction)
 
 	if (!sk || !segment_parse(skb, &s) || !s.len)
 		return 0;
-	note = bpf_sk_storage_get(&notes, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	note = storage_made(&notes, sk);
 	if (!note) {
 		lose(HTTP_LOST_NO_MEMORY, 1);
 		return 0;
@@ -183,6 +183,10 @@ __noinline int conn_open(struct __sk_buff *skb, u32 direction)
 		return 0;
 	}
 	conn = bpf_sk_storage_get(&conns, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!conn && bpf_sk_storage_get(&conns, sk, 0, 0)) {
+		lose(HTTP_LOST_HOLE, 1); /* another CPU has just made it, and it may not be ready */
+		return 0;
+	}
 	if (!conn) {
 		lose(HTTP_LOST_NO_MEMORY, 1);
 		note->flags |= SOCKET_IGNORED;

@@ -11,6 +11,7 @@
 
 #include "common/loop.h"
 #include "common/segment.h"
+#include "common/storage.h"
 #include "http/conn.h"
 
 #define BLOCK      1024         /* a power of two */
@@ -170,13 +171,14 @@ __noinline int keep_piece(struct __sk_buff *skb, u32 direction, u32 seq, u32 off
  */
 __noinline int keep(struct __sk_buff *skb, u32 direction, u32 seq, u32 off, u32 len)
 {
-	struct conn *conn = skb->sk ? bpf_sk_storage_get(&conns, skb->sk, 0, 0) : NULL;
+	struct bpf_sock *sk = skb->sk;
+	struct conn *conn = sk ? bpf_sk_storage_get(&conns, sk, 0, 0) : NULL;
 	u32 start = seq, end = seq + len;
 	struct ranges *r;
 
-	if (!conn || !skb->sk)
+	if (!conn)
 		return 0;
-	r = bpf_sk_storage_get(&kept, skb->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	r = storage_made(&kept, sk);
 	if (!r)
 		return 0;
 	for (u32 i = 0; i < KEEP_MAX / BLOCK + 2; i++) {
@@ -338,11 +340,12 @@ static __always_inline void early_keep(struct __sk_buff *skb, u64 id, struct seg
 static __always_inline void early_take(struct __sk_buff *skb, struct conn *conn, u64 id)
 {
 	struct early *early = bpf_map_lookup_elem(&earlies, &id);
+	struct bpf_sock *sk = skb->sk;
 	struct ranges *r;
 
-	if (!early || !skb->sk)
+	if (!early || !sk)
 		return;
-	r = bpf_sk_storage_get(&kept, skb->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	r = storage_made(&kept, sk);
 	if (!r || !ranges_add(r, 0, early->start, early->end))
 		return;
 	conn->kept_id = id;

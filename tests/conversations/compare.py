@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from collections.abc import Sequence
 
 from .model import Conversation
@@ -23,24 +22,3 @@ def check(observer: Observer, conversations: Sequence[Conversation], family: Fam
         began = time.monotonic_ns()
         ports = play_all(listener, conversations, family)
         assert_exact(observer, port_of(listener), conversations, ports, began)
-
-
-def exact_or_hole(watch: Observer, comparison: Callable[[], None], tries: int = 3) -> None:
-    """Compares until it is exact. Before that, only a counted hole excuses a difference.
-
-    On a busy machine, bytes that come while a connection is at work elsewhere can rarely not be
-    kept: the loss is counted, and its cause is not known yet.
-    """
-    for left in reversed(range(tries)):
-        before = watch.lost()
-        try:
-            comparison()
-        except AssertionError:
-            watch.read()
-            after = watch.lost()
-            new = {name for name, count in after.items() if count != before.get(name, 0)}
-            if new != {"hole"} or not left:
-                raise
-        else:
-            assert watch.lost() == before
-            return
