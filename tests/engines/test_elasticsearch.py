@@ -187,6 +187,47 @@ def test_the_good_rows_of_a_bulk_are_taken_and_the_bad_ones_told(sink, server):
     assert bad.row_ids[0] in server.documents(some.kind)
 
 
+def test_rows_wait_for_a_stream_that_the_server_may_not_make(opensearch):
+    # GIVEN a server that makes no indexes by itself; Elasticsearch makes data streams all the same
+    place = Place(opensearch, "opensearch", "not-made")
+    sink = Elasticsearch(place.settings())
+    rows = sink_rows.request_rows(3)
+    may_make = {"persistent": {"action.auto_create_index": False}}
+    opensearch.ask("/_cluster/settings", may_make, method="PUT")
+    try:
+        # WHEN
+        with pytest.raises(Partly, match="404: index_not_found_exception") as caught:
+            sink.send(rows)
+        opensearch.ask(f"/_data_stream/{place.stream('request')}", method="PUT")
+        sink.send(caught.value.again)
+    finally:
+        may_make["persistent"]["action.auto_create_index"] = None
+        opensearch.ask("/_cluster/settings", may_make, method="PUT")
+        sink.close()
+
+    # THEN
+    assert not caught.value.refused
+    assert set(place.documents("request")) == set(rows.row_ids)
+
+
+def test_rows_wait_while_a_stream_is_closed_to_writes(sink, server):
+    # GIVEN
+    first, second = sink_rows.request_rows(1), sink_rows.request_rows(2)
+    sink.send(first)
+    block = f"/{server.stream('request')}/_settings"
+    server.server.ask(block, {"index.blocks.write": True}, method="PUT")
+
+    # WHEN
+    with pytest.raises(Partly, match="403: cluster_block_exception") as caught:
+        sink.send(second)
+    server.server.ask(block, {"index.blocks.write": None}, method="PUT")
+    sink.send(caught.value.again)
+
+    # THEN
+    assert not caught.value.refused
+    assert set(server.documents("request")) == {*first.row_ids, *second.row_ids}
+
+
 def test_streams_are_data_streams(sink, server):
     # GIVEN / WHEN
     made = (sink_rows.http_rows(), sink_rows.request_rows(), sink_rows.event_rows())

@@ -22,6 +22,7 @@ from podscope.sinks.influxdb import InfluxdbSettings
 from podscope.sinks.influxdb_compat import BY_SERVICE
 from podscope.sinks.plugin import Refused
 from podscope.sinks.plugin import TooLarge
+from podscope.sinks.plugin import Unavailable
 from podscope.sinks.rows import Rows
 
 
@@ -103,6 +104,23 @@ def is_row(found: dict[str, Any], wanted: dict[str, Any], fields: Any) -> bool:
             return False
     extra = {name for name, value in found.items() if value is not None} - set(wanted) - {"time"}
     return all(name.startswith("duration.le_") for name in extra)
+
+
+def test_rows_wait_for_a_retention_policy(influxdb, database):
+    # GIVEN
+    made = Influxdb(settings(influxdb, database, retention_policy="long"))
+    some = sink_rows.request_rows(2)
+
+    # WHEN
+    with pytest.raises(Unavailable, match="retention policy not found: long"):
+        made.send(some)
+    policy = f'CREATE RETENTION POLICY "long" ON "{database}" DURATION INF REPLICATION 1'
+    influxdb.ask("/query", method="POST", q=policy)
+    made.send(some)
+    made.close()
+
+    # THEN
+    assert len(select(influxdb, database, 'SELECT * FROM "long"."podscope_request"')) == 2
 
 
 def test_histograms_add_up_in_the_database(sink, influxdb, database):

@@ -16,6 +16,7 @@ from test_prometheus_write import query
 from podscope.settings import Url
 from podscope.sinks.otlp import Otlp
 from podscope.sinks.otlp import OtlpSettings
+from podscope.sinks.plugin import Refused
 from podscope.sinks.rows import Rows
 from podscope.sinks.rows import of_batches
 
@@ -94,6 +95,22 @@ def test_deltas_are_added_up_by_the_server(prometheus):
     )
     assert found[1] == 3 * last.columns["count"][last.columns["side"] == "server"].sum()
     sink.close()
+
+
+def test_signals_that_prometheus_has_not_are_refused_and_metrics_arrive(sink, prometheus):
+    # GIVEN
+    metrics = in_namespace(intervals(1)[0], "some")
+
+    # WHEN
+    with pytest.raises(Refused, match="404 Not Found.*leave logs out of signals"):
+        sink.send(sink_rows.request_rows())
+    sink.send(metrics)
+
+    # THEN
+    text = f'sum(histogram_count({SERVER}{{job=~"some/.*"}}))'
+    (found,) = query(prometheus, text, metrics.time_ns)
+    servers = metrics.columns["side"] == "server"
+    assert found[1] == metrics.columns["count"][servers].sum()
 
 
 def in_namespace(some: Rows, name: str) -> Rows:

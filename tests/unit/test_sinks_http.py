@@ -95,6 +95,18 @@ def test_rows_wait_for_a_url_that_has_moved_and_are_not_sent_there(stub):
     assert len(stub.requests) == 1
 
 
+@pytest.mark.parametrize("status", [404, 405])
+def test_what_is_missing_may_come_and_is_told_with_what_to_check(stub, status):
+    # GIVEN
+    stub.answers = [(status, {}, b"bucket not found")]
+
+    # WHEN / THEN
+    with pytest.raises(
+        Unavailable, match=f"{status} .*bucket not found; nothing takes .*check url"
+    ):
+        client(stub.url).send("POST", "/x", b"rows")
+
+
 def test_bodies_are_compressed_unless_told_otherwise(stub):
     # GIVEN / WHEN
     client(stub.url).send("POST", "/a", b"x" * 1000)

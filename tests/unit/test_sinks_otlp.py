@@ -301,6 +301,34 @@ def test_a_status_in_the_answer_is_told_as_text(stub):
         sink(stub.url).send(sink_rows.request_rows())
 
 
+def test_rows_wait_for_a_server_that_is_not_behind_its_proxy_yet(stub):
+    # GIVEN
+    stub.answers = [(404, {}, b"no route"), (200, {}, b"")]
+    made = sink(stub.url, signals=("logs",))
+    some = sink_rows.request_rows()
+
+    # WHEN / THEN
+    with pytest.raises(Unavailable, match="404 Not Found: no route; nothing takes rows there yet"):
+        made.send(some)
+    made.send(some)
+    assert [one.path for one in stub.requests] == ["/v1/logs"] * 2
+
+
+def test_a_signal_that_the_server_lacks_is_refused_and_holds_up_no_other(stub):
+    # GIVEN
+    stub.answers = [(404, {}, b""), (200, {}, b"")]
+
+    # WHEN
+    with pytest.raises(Refused, match="404 Not Found; .* or leave logs out of signals"):
+        sink(stub.url).send(sink_rows.request_rows())
+
+    # THEN
+    assert [(one.path, len(one.body) > 0) for one in stub.requests] == [
+        ("/v1/logs", True),
+        ("/v1/metrics", False),
+    ]
+
+
 # --- traces ---------------------------------------------------------------------------------------
 
 

@@ -132,7 +132,7 @@ def test_metrics_logs_and_traces_arrive(stub, monkeypatch):
         ("UNAUTHENTICATED", Unavailable),
         ("RESOURCE_EXHAUSTED", TooLarge),
         ("INVALID_ARGUMENT", Refused),
-        ("UNIMPLEMENTED", Refused),
+        ("INTERNAL", Refused),
     ],
 )
 def test_codes_say_whether_rows_are_sent_again(stub, code, raised):
@@ -147,6 +147,21 @@ def test_codes_say_whether_rows_are_sent_again(stub, code, raised):
     # THEN
     made.send(sink_rows.request_rows())
     assert len(stub.got) == 1
+    made.close()
+
+
+def test_a_signal_that_the_server_lacks_is_refused_where_it_takes_another(stub):
+    # GIVEN a server that has no logs, and later one that has nothing
+    lacks = (grpc.StatusCode.UNIMPLEMENTED, "unknown service", ())
+    stub.errors = [lacks]
+    made = sink(stub.url, signals=("metrics", "logs"))
+
+    # WHEN / THEN
+    with pytest.raises(Refused, match="unknown service.*leave logs out of signals"):
+        made.send(sink_rows.request_rows())
+    stub.errors = [lacks, lacks]
+    with pytest.raises(Unavailable, match="unknown service.*check url$"):
+        made.send(sink_rows.request_rows())
     made.close()
 
 

@@ -37,6 +37,7 @@ from podscope.sinks.columns import rounded
 from podscope.sinks.columns import same_last
 from podscope.sinks.columns import whole
 from podscope.sinks.http_client import Client
+from podscope.sinks.http_client import Missing
 from podscope.sinks.http_client import ServerSettings
 from podscope.sinks.plugin import Partly
 from podscope.sinks.plugin import Refused
@@ -50,6 +51,8 @@ NDJSON = "application/x-ndjson"
 JSON = "application/json"
 # An item that is there already was sent before (409); one that may pass is sent again.
 _THERE, _BUSY = 409, frozenset({429, 502, 503, 504})
+# What is missing is a right or an index, and the document may be taken when it is there.
+_NOT_SET_UP = frozenset({401, 403, 404})
 _NO_HISTOGRAM = "[histogram]"
 _NO_HANDLER = "no handler found"
 # The middle of each bucket of the exponential histograms, in seconds, on the logarithmic scale.
@@ -125,7 +128,10 @@ class Elasticsearch:
                 f"{self._settings.url}: no answer to _bulk: {answer.text[:100]}"
             ) from None
         if told.errors:
-            _sort_out(rows, [next(iter(item.values())) for item in items])
+            told_of = [next(iter(item.values())) for item in items]
+            if any(item.status in _NOT_SET_UP for item in told_of):
+                self._ready.discard(rows.kind)
+            _sort_out(rows, told_of)
 
     def close(self) -> None:
         """Closes the connection."""
@@ -171,8 +177,9 @@ class Elasticsearch:
         """The templates of a kind that the server has; None: not both of them."""
         told = []
         for what in ("index_template", "component_template"):
-            answer = self._client.send("GET", f"/_{what}/{templates.template_name(kind)}")
-            if answer.status_code == 404:
+            try:
+                answer = self._client.send("GET", f"/_{what}/{templates.template_name(kind)}")
+            except Missing:
                 return None
             if not answer.is_success:
                 raise Refused(self._client.said(answer))
@@ -210,23 +217,29 @@ class Elasticsearch:
     def put_lifecycle(self) -> str:
         """Makes the retention where it is missing; tells what it has found or made."""
         asset = self._lifecycle()
-        answer = self._client.send("GET", asset.path)
+        try:
+            answer = self._client.send("GET", asset.path)
+        except Missing:
+            self.put(asset)
+            return f"{asset.path} made"
         if answer.status_code == 400 and _NO_HANDLER in answer.text:
             self._can = replace(self._can, lifecycle=False)
             return "this server has no lifecycle management: nothing is ever deleted"
-        if answer.is_success:
-            # Whoever has changed it may go on doing so.
-            return f"{asset.path} is there already"
-        self.put(asset)
-        return f"{asset.path} made"
+        if not answer.is_success:
+            raise Refused(self._client.said(answer))
+        # Whoever has changed it may go on doing so.
+        return f"{asset.path} is there already"
 
     def _roll_over(self, name: str) -> Iterator[str]:
         """Lets a stream that is there go on with the new templates."""
-        if self._client.send("GET", f"/{name}/_settings").is_success:
-            answer = self._client.send("POST", f"/{name}/_rollover")
-            if not answer.is_success:
-                raise Refused(self._client.said(answer))
-            yield f"/{name} rolled over"
+        try:
+            self._client.send("GET", f"/{name}/_settings")
+        except Missing:
+            return
+        answer = self._client.send("POST", f"/{name}/_rollover")
+        if not answer.is_success:
+            raise Refused(self._client.said(answer))
+        yield f"/{name} rolled over"
 
 
 def setup(
@@ -390,7 +403,7 @@ def _sort_out(rows: Rows, items: Sequence[_Item]) -> None:
         if item.error is None or item.status == _THERE:
             continue
         said = _reason(item.error)
-        if item.status in _BUSY:
+        if item.status in _BUSY | _NOT_SET_UP:
             again.append(place)
             why = f"{item.status}: {said}"
         else:

@@ -28,7 +28,13 @@ from podscope.sinks.plugin import Unavailable
 
 # 408, 425, 429 and 5xx but 501 and 505 may go away by themselves (RFC 9110, section 15; RFC 6585).
 PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
+# They speak of where rows are sent, and not of the rows (RFC 9110, sections 15.5.5 and 15.5.6).
+_NOT_THERE = frozenset({404, 405})
 _MOST_SAID = 300
+
+
+class Missing(Unavailable):
+    """What the rows are for is not there: a server behind its proxy, a database, a receiver."""
 
 
 class TlsSettings(
@@ -99,6 +105,7 @@ class Client:
 
         Raises:
             Unavailable: no answer, or one that says that it is for now.
+            Missing: 404 or 405.
             TooLarge: 413.
         """
         told = dict(headers or {})
@@ -120,6 +127,8 @@ class Client:
         if answer.status_code in (401, 403):
             # Rows wait: the secret may be put right meanwhile.
             raise Unavailable(f"{self.said(answer)}; check the user, password or key")
+        if answer.status_code in _NOT_THERE:
+            raise Missing(f"{self.said(answer)}; nothing takes rows there yet: check url")
         if answer.is_redirect:
             # Not followed, since it gets the credentials; rows wait until the URL is put right.
             where = answer.headers.get("Location", "").partition("?")[0]

@@ -15,6 +15,7 @@ from msgspec import Meta
 
 from podscope.settings import Secret
 from podscope.sinks.http_client import Client
+from podscope.sinks.http_client import Missing
 from podscope.sinks.http_client import ServerSettings
 from podscope.sinks.influxdb_compat import Compat
 from podscope.sinks.line_protocol import Distinct
@@ -22,6 +23,7 @@ from podscope.sinks.line_protocol import lines_of
 from podscope.sinks.plugin import Refused
 from podscope.sinks.plugin import SinkSettings
 from podscope.sinks.plugin import TooLarge
+from podscope.sinks.plugin import Unavailable
 from podscope.sinks.rows import BY_SERVICE
 from podscope.sinks.rows import SERVICE
 from podscope.sinks.rows import Rows
@@ -97,8 +99,11 @@ class Influxdb:
         return [one + other for one, other in zip(lines, more, strict=True)] if more else lines
 
     def _write(self, body: bytes, count: int) -> None:
-        answer = self._post(body)
-        if answer.status_code == 404 and self._settings.version == 1:
+        try:
+            answer = self._post(body)
+        except Missing:
+            if self._settings.version != 1:
+                raise
             self._make_database()
             answer = self._post(body)
         if answer.is_success:
@@ -125,7 +130,8 @@ class Influxdb:
         name = self._settings.database.replace("\\", "\\\\").replace('"', '\\"')
         answer = self._client.send("POST", "/query", query={"q": f'CREATE DATABASE "{name}"'})
         if not answer.is_success or b'"error"' in answer.content:
-            raise Refused(self._client.said(answer))
+            said = self._client.said(answer)
+            raise Unavailable(f"{said}; rows wait until there is a database {name}")
 
     def _authorization(self) -> str:
         token = self._settings.token

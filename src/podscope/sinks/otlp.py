@@ -31,11 +31,13 @@ from podscope.sinks.cumulative import Labels
 from podscope.sinks.cumulative import Telling
 from podscope.sinks.event_totals import EventTelling
 from podscope.sinks.http_client import Client
+from podscope.sinks.http_client import Missing
 from podscope.sinks.http_client import ServerSettings
 from podscope.sinks.http_client import basic
 from podscope.sinks.http_client import check_headers
 from podscope.sinks.otlp_grpc import GrpcClient
 from podscope.sinks.otlp_messages import Descriptions
+from podscope.sinks.plugin import NotTaken
 from podscope.sinks.plugin import Partly
 from podscope.sinks.plugin import Refused
 from podscope.sinks.plugin import SinkSettings
@@ -228,13 +230,30 @@ class Otlp:
 
     def _export(self, signal: str, body: bytes) -> tuple[int, str]:
         """How many the server has rejected of what it took, and why."""
-        answer = self._transport.export(signal, body)
+        try:
+            answer = self._transport.export(signal, body)
+        except Missing as error:
+            if not self._takes_others(signal):
+                raise
+            raise Refused(f"{error}, or leave {signal} out of signals") from None
         try:
             # ExportLogsServiceResponse {partial_success = 1 {rejected = 1; error_message = 2}}
             told = dict(protobuf.fields(dict(protobuf.fields(answer)).get(1, b"")))
             return int(told.get(1, 0)), bytes(told.get(2, b"")).decode("utf-8", "replace")
         except (ValueError, TypeError):
             return 0, ""  # not of OTLP, but a success
+
+    def _takes_others(self, missing: str) -> bool:
+        """Whether the server takes another signal: rows of one do not hold up those of others."""
+        for signal in self._signals:
+            if signal == missing:
+                continue
+            try:
+                self._transport.export(signal, b"")  # a message without any rows
+            except NotTaken:
+                continue
+            return True
+        return False
 
 
 def _descriptions(rows: Rows, more: Labels = ()) -> Descriptions:

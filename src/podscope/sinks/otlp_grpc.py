@@ -13,6 +13,7 @@ from podscope import __version__
 from podscope.errors import PodscopeError
 from podscope.errors import UsageError
 from podscope.sinks import protobuf
+from podscope.sinks.http_client import Missing
 from podscope.sinks.http_client import ServerSettings
 from podscope.sinks.http_client import TlsSettings
 from podscope.sinks.plugin import Refused
@@ -39,6 +40,8 @@ _PASSING = frozenset(
         "PERMISSION_DENIED",
     }
 )
+# There is a server, and none of OpenTelemetry, or not for this signal.
+_NOT_THERE = frozenset({"UNIMPLEMENTED", "NOT_FOUND"})
 _MOST_SAID = 300
 _MOST_MESSAGE = 64 << 20
 
@@ -121,6 +124,8 @@ class GrpcClient:
         after = _retry_delay(error.trailing_metadata() or ())
         if code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
             line += "; check the user, password or token"
+        if code in _NOT_THERE:
+            return Missing(f"{line}; nothing takes rows there yet: check url")
         if code in _PASSING or (code == "RESOURCE_EXHAUSTED" and after is not None):
             return Unavailable(line, after or 0.0)
         # Without a time to wait, it is the size of the message that it cannot take.
