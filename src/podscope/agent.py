@@ -87,6 +87,8 @@ class NodeIdentities:
             self._paths, self._cluster, node, source.executable, host.identity
         )
         self._peers = Peers(self._cluster, node)
+        # With what was known of pods and cgroups, and what is not to be watched by that.
+        self._ignored: tuple[tuple[int, int], frozenset[int]] = ((-1, -1), frozenset())
 
     def resolve(
         self,
@@ -103,7 +105,7 @@ class NodeIdentities:
     def version(self) -> object:
         """Another value when more may be known."""
         cluster = self._cluster
-        return cluster.version, cluster.addresses_version, self._paths.held()
+        return cluster.version, cluster.addresses_version, self._paths.changes
 
     def of_source(self, source: Source) -> PodIdentities:
         """Names for the rows of another source; hold the lock while they are asked for."""
@@ -121,7 +123,10 @@ class NodeIdentities:
     def ignored(self) -> frozenset[int]:
         """Cgroups that are not to be watched."""
         with self.lock:
-            return self._pods.ignored()
+            now = (self._cluster.version, self._paths.changes)
+            if now != self._ignored[0]:
+                self._ignored = (now, self._pods.ignored())
+            return self._ignored[1]
 
     def watched(self, batch: Batch) -> Batch:
         """The batch without what is not to be watched: a new pod may have spoken already."""

@@ -80,16 +80,13 @@ class Feed:
         self.name = name
         self.source = source
         self._kinds = tuple(kind for kind in kinds if kind in source.fields)
+        # Whether single events are wanted, which should not wait for the interval's end.
+        self.has_events = any(kind in source.events for kind in self._kinds)
         self._identities = identities or HostIdentities(
             find_cgroup2(), source.executable, source.cgroup_path
         )
         self._last_read = time.monotonic()
         self._last_lost = self.lost()
-
-    @property
-    def has_events(self) -> bool:
-        """Whether single events are wanted, which should not wait for the interval's end."""
-        return any(kind in self.source.events for kind in self._kinds)
 
     def lost(self) -> dict[str, int]:
         """What could not be told since the start, by reason with the source's name before it."""
@@ -98,9 +95,8 @@ class Feed:
     def events(self) -> Iterator[Batch]:
         """Single events since the last time; no batch of a kind that there is nothing of."""
         if self.has_events:
-            for batch in self._batches(self.source.read_events(), 0.0):
-                if len(batch):
-                    yield batch
+            read = self.source.read_events()
+            yield from self._batches({kind: rows for kind, rows in read.items() if len(rows)}, 0.0)
 
     def interval(self) -> Iterator[Batch]:
         """Rows of the interval that ends now: one batch a kind, also where there is nothing."""

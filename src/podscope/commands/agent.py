@@ -104,8 +104,8 @@ def run(args: argparse.Namespace) -> int:
         for batch in agent:
             sinks.put(streams.always_wanted(batch))
             totals.add(batch)
-            totals.tell(agent.lost(), agent.cost(), agent.sources())
             if batch.kind == "http":
+                totals.tell(agent.lost(), agent.cost(), agent.sources())
                 counted.set()
     return 0
 

@@ -125,8 +125,8 @@ def counted(
     """The same batches, each added to the totals before it is passed on."""
     for batch in batches:
         totals.add(batch)
-        totals.tell(watched.lost(), watched.cost(), watched.sources())
         if batch.kind == "http":
+            totals.tell(watched.lost(), watched.cost(), watched.sources())
             ready.set()
         yield batch
 

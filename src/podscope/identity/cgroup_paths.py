@@ -56,6 +56,8 @@ class CgroupPaths:
             ) from None
         self._live: dict[int, str] = {}
         self._gone: dict[int, tuple[str, float]] = {}  # in the order of their end
+        # How often one came or went.
+        self.changes = 0
         self._missing: set[int] = set()  # ids that a walk did not find
         self._above: str | None = None  # the mount's own path on the machine, once it is known
         self._walk()
@@ -129,8 +131,9 @@ class CgroupPaths:
         return below if whole.startswith(f"{self._above}/") else ""
 
     def _add(self, cgroup_id: int, path: str) -> None:
-        if not path:
+        if not path or self._live.get(cgroup_id) == path:
             return
+        self.changes += 1
         self._gone.pop(cgroup_id, None)
         self._live[cgroup_id] = path
 
@@ -138,6 +141,7 @@ class CgroupPaths:
         path = self._live.pop(cgroup_id, "")
         if not path:
             return
+        self.changes += 1
         self._gone[cgroup_id] = (path, self._clock())
 
     def _forget(self) -> None:

@@ -116,12 +116,17 @@ def each_once(
     Returns:
         For each row the position of its identity, shape (n,), and the identities.
     """
-    index = np.zeros(len(pids), np.uint32)
-    places: dict[tuple[int, int, int], int] = {}
-    keys = zip(cgroup_ids.tolist(), pids.tolist(), owners.tolist(), strict=True)
-    for row, key in enumerate(keys):
-        index[row] = places.setdefault(key, len(places))
-    return index, tuple(identity(*key) for key in places)
+    columns = (cgroup_ids, pids.astype(np.uint64) << np.uint64(32) | owners)
+    order = np.lexsort(columns)
+    fresh = np.ones(len(order), np.bool_)
+    fresh[1:] = np.any([column[order][1:] != column[order][:-1] for column in columns], axis=0)
+    index = np.zeros(len(order), np.uint32)
+    index[order] = np.cumsum(fresh) - 1
+    first = order[fresh]
+    owner = zip(
+        cgroup_ids[first].tolist(), pids[first].tolist(), owners[first].tolist(), strict=True
+    )
+    return index, tuple(identity(*one) for one in owner)
 
 
 def _sees_processes() -> bool:

@@ -77,11 +77,10 @@ class Peers:
         waits = np.zeros(len(batch), dtype=np.bool_)
         if "peer" not in (keys.dtype.names or ()):
             return waits
-        classes = keys["peer_class"].tolist()
+        private = ~np.isin(keys["peer_class"], (LOOPBACK, PUBLIC)) & keys["peer"].any(axis=1)
+        rows = np.flatnonzero(private)
         known: dict[bytes, bool] = {}
-        for row, address in enumerate(_addresses(keys)):
-            if not any(address) or classes[row] in (LOOPBACK, PUBLIC):
-                continue
+        for row, address in zip(rows.tolist(), _addresses(keys[rows]), strict=True):
             if address not in known:
                 known[address] = self._is_new(address, now)
             waits[row] = known[address]

@@ -68,6 +68,8 @@ class PodIdentities:
         self._known: dict[int, ContainerPath | None] = {}
         self._named_at = (0, 0.0)
         self._names: dict[tuple[int, int, int], Identity] = {}
+        # By the uid of a pod, as of a version of the cluster; asked from several threads.
+        self._ignores: tuple[int, dict[str, bool]] = (-1, {})
 
     def resolve(
         self,
@@ -148,8 +150,17 @@ class PodIdentities:
 
     def ignores(self, identity: Identity) -> bool:
         """Whether what it is asks not to be watched."""
-        pod = self._cluster.pod(identity.pod_uid) if identity.pod_uid else None
-        return pod is not None and self._cluster.ignored(pod)
+        uid = identity.pod_uid
+        if not uid:
+            return False
+        version, known = self._ignores
+        if version != self._cluster.version:
+            version, known = self._cluster.version, {}
+            self._ignores = (version, known)
+        if uid not in known:
+            pod = self._cluster.pod(uid)
+            known[uid] = pod is not None and self._cluster.ignored(pod)
+        return known[uid]
 
     def _named(self, found: Identity, pod: Pod, container_id: str) -> Identity:
         owner = self._cluster.owner(pod)

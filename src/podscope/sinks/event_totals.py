@@ -108,7 +108,7 @@ class EventTotals:
 
     def add(self, rows: Rows) -> None:
         """Adds rows of the kind, those of one interval after the other."""
-        self._turn(rows.time_ns)
+        self.turn(rows.time_ns)
         if not len(rows):
             return
         places = np.array(self._places(rows), dtype=np.intp)
@@ -155,8 +155,8 @@ class EventTotals:
             start_ns=self._start_ns[places],
         )
 
-    def _turn(self, now_ns: int) -> None:
-        """Forgets the highest of quarters that are over."""
+    def turn(self, now_ns: int) -> None:
+        """An interval has ended: forgets the highest of quarters that are over."""
         before = self._latest_ns // SLOT_NS
         now = now_ns // SLOT_NS
         for one in range(max(before + 1, now - SLOTS + 1), now + 1):

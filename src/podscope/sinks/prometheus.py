@@ -128,9 +128,12 @@ class Totals:
     def add(self, batch: Batch) -> None:
         """Add an interval's rows; batches of kinds without metrics are passed over."""
         if batch.kind in self._events:
-            rows = of_metrics(batch)
+            rows = of_metrics(batch) if len(batch) else None
             with self._lock:
-                self._events[batch.kind].add(rows)
+                if rows is None:
+                    self._events[batch.kind].turn(batch.time_ns)
+                else:
+                    self._events[batch.kind].add(rows)
         if batch.kind == "request":
             self._add_exemplars(batch)
         if batch.kind != "http" or len(batch) == 0:

@@ -163,8 +163,8 @@ class HttpSource:
         self._stripes = _stripes(os.cpu_count() or 1)
         self._cleaned = time.monotonic()
         self._ignored: frozenset[int] = frozenset()
-        self._not_logged: frozenset[int] = frozenset()
-        self._told_log = (self.options.log, False)
+        # What the kernel programs were told last.
+        self._logged: tuple[RequestLog | None, frozenset[int]] = (self.options.log, frozenset())
         self._peers: frozenset[bytes] = frozenset()
         self._object = _load(self.options, self._stripes)
         try:
@@ -261,9 +261,9 @@ class HttpSource:
         Raises:
             BpfError: more than the kernel's map holds.
         """
-        new, gone = cgroup_ids - self._ignored, self._ignored - cgroup_ids
-        if not new and not gone:
+        if cgroup_ids == self._ignored:
             return
+        new, gone = cgroup_ids - self._ignored, self._ignored - cgroup_ids
         self._ignored_map.delete_many(np.array(sorted(gone), np.uint64))
         for cgroup_id in new:
             self._ignored_map.update(cgroup_id, 1)
@@ -277,18 +277,17 @@ class HttpSource:
             but: cgroups whose exchanges are not wanted, as far as the kernel's map holds them.
         """
         wanted = frozenset(sorted(but)[: self._not_logged_most])
-        for cgroup_id in wanted - self._not_logged:
-            self._not_logged_map.update(cgroup_id, 1)
-        gone = sorted(self._not_logged - wanted)
-        self._not_logged_map.delete_many(np.array(gone, np.uint64))
-        self._not_logged = wanted
-        told = (log, bool(wanted))
-        if told == self._told_log:
+        if (log, wanted) == self._logged:
             return
+        before = self._logged[1]
+        for cgroup_id in wanted - before:
+            self._not_logged_map.update(cgroup_id, 1)
+        gone = sorted(before - wanted)
+        self._not_logged_map.delete_many(np.array(gone, np.uint64))
         # Programs that began before the last change may still read the rules that are written.
         wait_for_programs()
         _set_log(self.variables, log, but=bool(wanted))
-        self._told_log = told
+        self._logged = (log, wanted)
 
     def know_peers(self, addresses: Set[bytes]) -> None:
         """Changes which addresses are told apart, of those that ``known_peers`` is about.

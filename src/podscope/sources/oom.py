@@ -97,6 +97,8 @@ class OomSource:
         learn_cpus(self._object)
         kills = self._ring.drain()
         rows = np.zeros(len(kills), self._row)
+        if not len(kills):
+            return {"oom": rows}
         fill(rows, kills)
         for row, kill in zip(rows, kills, strict=True):
             stack = kill["stack"][: int(kill["frames"])].tolist()
