@@ -22,10 +22,15 @@ from podscope.identity.kubernetes_objects import Pod
 
 MAX_KNOWN = 20_000
 FRESH_SECONDS = 10.0
+NAMELESS_SECONDS = 0.9  # not a whole interval
 
 
 class Paths(Protocol):
     """Paths of cgroups, also of those that are gone."""
+
+    @property
+    def changes(self) -> int:
+        """Another number when one has come or gone."""
 
     def path(self, cgroup_id: int) -> str:
         """Path below the mount; empty if it is not known."""
@@ -66,8 +71,11 @@ class PodIdentities:
         self._on_host = on_host
         self._clock = clock
         self._known: dict[int, ContainerPath | None] = {}
-        self._named_at = (0, 0.0)
+        # With what was known of the cluster and of cgroups, and when, they were asked for.
+        self._changes = (-1, -1)
+        self._named_at = self._asked_at = float("-inf")
         self._names: dict[tuple[int, int, int], Identity] = {}
+        self._nameless: dict[tuple[int, int, int], Identity] = {}
         # By the uid of a pod, as of a version of the cluster; asked from several threads.
         self._ignores: tuple[int, dict[str, bool]] = (-1, {})
 
@@ -82,20 +90,24 @@ class PodIdentities:
         Returns:
             For each row the position of its identity, shape (n,), and the identities.
         """
-        version, at = self._named_at
-        if version != self._cluster.version or self._clock() - at > FRESH_SECONDS:
-            # Before the questions: what changes meanwhile is asked for again.
-            self._named_at = (self._cluster.version, self._clock())
+        now = self._clock()
+        # Before the questions: what changes meanwhile is asked for again.
+        changes = (self._cluster.version, self._paths.changes)
+        if changes[0] != self._changes[0] or now - self._named_at > FRESH_SECONDS:
             self._names.clear()
+            self._named_at = now
+        if changes != self._changes or now - self._asked_at > NAMELESS_SECONDS:
+            self._nameless.clear()
+            self._asked_at = now
+        self._changes = changes
         return each_once(self._remembered, cgroup_ids, pids, owners)
 
     def _remembered(self, cgroup_id: int, pid: int, owner: int) -> Identity:
         key = (cgroup_id, pid, owner)
-        found = self._names.get(key)
+        found = self._names.get(key) or self._nameless.get(key)
         if found is None:
             found = self.identity(cgroup_id, pid, owner)
-            if found.name:
-                self._names[key] = found
+            (self._names if found.name else self._nameless)[key] = found
         return found
 
     def identity(self, cgroup_id: int, pid: int, owner: int) -> Identity:
