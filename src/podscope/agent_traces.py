@@ -94,32 +94,7 @@ class AgentTraces:
 
     def add(self, request: jobs.Request, part: jobs.Part, nodes: Sequence[str]) -> None:
         """Begins one part of a trace. Raises as `create`."""
-        about = {
-            "namespace": request.namespace,
-            "target": request.target,
-            "title": request.title,
-            "by": "pod" if request.by_pod else "",
-            "nodes": list(nodes),
-            "node": part.node,
-            "targets": list(part.targets),
-        }
-        asked = Asked(
-            name=request.name,
-            part=jobs.job_name(request, part),
-            node=part.node,
-            program=request.program,
-            targets=part.targets,
-            pods=part.pods,
-            arguments=request.arguments,
-            interval=request.interval,
-            deadline=request.deadline,
-            grace=request.grace,
-            ttl=request.ttl,
-            confine=request.confine,
-            by_pod=request.by_pod,
-            environment=dict(request.environment),
-            about=about,
-        )
+        asked = Asked(request, part, tuple(nodes))
         self._ask(part.node, "begin", asked=msgspec.json.encode(asked).decode())
 
     def listed(self, namespace: str | None, name: str = "") -> tuple[Kept, ...]:

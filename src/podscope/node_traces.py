@@ -45,44 +45,22 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,120}")
 
 
 class Asked(msgspec.Struct, frozen=True):
-    """A trace as a client asks for it: what of a Job's request an agent leaves to others.
+    """A trace as a client asks an agent for it: the same as of a Job.
 
     Attributes:
-        name: of the trace; and ``part`` of what runs here.
-        about: what a list of traces shows; kept as it is.
-        environment: variables for bpftrace.
-        ttl: seconds for which it is kept after its end.
+        request: the whole trace.
+        part: what this node has to do for it.
+        nodes: all nodes of the trace, for lists.
     """
 
-    name: str
-    part: str
-    node: str
-    program: str
-    targets: tuple[str, ...] = ()
-    pods: tuple[str, ...] = ()
-    arguments: tuple[str, ...] = ()
-    interval: float = 1.0
-    deadline: float = 3600.0
-    grace: float = 30.0
-    ttl: float = 86400.0
-    confine: bool = True
-    by_pod: bool = False
-    environment: dict[str, str] = {}
-    about: dict[str, Any] = {}
+    request: jobs.Request
+    part: jobs.Part
+    nodes: tuple[str, ...] = ()
 
-    def words(self) -> list[str]:
-        """Of ``podscope run``."""
-        request = jobs.Request(
-            name=self.name,
-            program=self.program,
-            arguments=self.arguments,
-            interval=self.interval,
-            deadline=self.deadline,
-            grace=self.grace,
-            confine=self.confine,
-            by_pod=self.by_pod,
-        )
-        return jobs.words(request, jobs.Part(self.node, self.targets, self.pods))
+    @property
+    def name(self) -> str:
+        """Of the part."""
+        return jobs.job_name(self.request, self.part)
 
 
 def check(asked: Asked) -> None:
@@ -91,16 +69,19 @@ def check(asked: Asked) -> None:
     Raises:
         UsageError: the program cannot be read, or does such a thing.
     """
-    if not _NAME.fullmatch(asked.name) or not _NAME.fullmatch(asked.part):
+    request = asked.request
+    if not _NAME.fullmatch(request.name):
         raise UsageError("what is asked for has no name")
-    if any(not name.startswith("BPFTRACE_") for name in asked.environment):
+    if request.unsafe or request.rows or request.tracer != "bpftrace":
+        raise UsageError("only bpftrace, and safe programs, are for agents: use --way jobs")
+    if any(not name.startswith("BPFTRACE_") for name, _ in request.environment):
         raise UsageError("environment: only variables of bpftrace")
-    if not all(_TARGET.fullmatch(one) for one in asked.targets):
+    if not all(_TARGET.fullmatch(one) for one in asked.part.targets):
         raise UsageError("targets: not those of a node")
-    program = parse(asked.program)
+    program = parse(request.program)
     if any(isinstance(n, syntax.Call) and n.name in _FORBIDDEN for n in syntax.walk(program)):
         raise UsageError("cat() and system() are not for agents: use --way jobs")
-    if _INCLUDE.search(asked.program):
+    if _INCLUDE.search(request.program):
         raise UsageError("#include is not for agents: use --way jobs")
 
 
@@ -173,12 +154,21 @@ class Running:
         """As a line of a list."""
         code = self.process.poll()
         state = "Running" if code is None else "Failed" if code else "Completed"
+        request, part = self.asked.request, self.asked.part
         return {
-            "name": self.asked.name,
-            "part": self.asked.part,
+            "name": request.name,
+            "part": self.asked.name,
             "state": state,
             "created": self.began,
-            "about": self.asked.about,
+            "about": {
+                "namespace": request.namespace,
+                "target": request.target,
+                "title": request.title,
+                "by": "pod" if request.by_pod else "",
+                "nodes": list(self.asked.nodes),
+                "node": part.node,
+                "targets": list(part.targets),
+            },
         }
 
 
@@ -223,12 +213,12 @@ class NodeTraces:
         check(asked)
         self._forget()
         with self._lock:
-            if (asked.name, asked.part) in self._traces:
+            if (asked.request.name, asked.name) in self._traces:
                 return
             running = sum(one.process.poll() is None for one in self._traces.values())
             if running >= MOST_RUNNING:
                 raise PodscopeError(f"{running} traces run on this node already")
-            self._traces[asked.name, asked.part] = self._started(asked)
+            self._traces[asked.request.name, asked.name] = self._started(asked)
 
     def follow(self, name: str, part: str) -> Iterator[bytes]:
         """What a trace says, from as far back as it is kept. Raises UsageError: there is none."""
@@ -262,11 +252,16 @@ class NodeTraces:
     def _started(self, asked: Asked) -> Running:
         try:
             process = subprocess.Popen(
-                [*self._command, *asked.words()],
+                [*self._command, *jobs.words(asked.request, asked.part)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **_TYPES, **asked.environment, "NODE_NAME": asked.node},
+                env={
+                    **os.environ,
+                    **_TYPES,
+                    **dict(asked.request.environment),
+                    "NODE_NAME": asked.part.node,
+                },
                 start_new_session=True,
             )
         except OSError as error:
@@ -296,7 +291,7 @@ class NodeTraces:
             ended.sort(key=lambda pair: pair[1].ended)
             most = max(len(ended) - MOST_KEPT, 0)
             for number, (key, one) in enumerate(ended):
-                if number < most or now > one.ended + one.asked.ttl:
+                if number < most or now > one.ended + one.asked.request.ttl:
                     del self._traces[key]
 
 

@@ -18,6 +18,9 @@ from podscope.errors import UsageError
 from podscope.node_traces import Asked
 from podscope.node_traces import Journal
 from podscope.node_traces import NodeTraces
+from podscope.trace.jobs import Part
+from podscope.trace.jobs import Request
+from podscope.trace.jobs import words as words_of
 
 # Stands for podscope: says its words, and ends when it is told to.
 SPEAKER = """
@@ -35,9 +38,21 @@ while True:
 PATIENCE = 60.0
 
 
-def asked(part: str = "a", **more: object) -> str:
-    one = Asked("podscope-trace-1", part, "n1", "BEGIN { exit(); }", **more)
-    return msgspec.json.encode(one).decode()
+NAME = "podscope-trace-1"
+HERE = Part("n1")
+
+
+def one(part: Part = HERE, **more: object) -> Asked:
+    fields = {"name": NAME, "program": "BEGIN { exit(); }"} | more
+    return Asked(Request(**fields), part, ("n1", "n2"))
+
+
+def asked(part: Part = HERE, **more: object) -> str:
+    return msgspec.json.encode(one(part, **more)).decode()
+
+
+# Of the part that is asked for where a test does not say another one.
+PART = one().name
 
 
 @pytest.fixture
@@ -59,27 +74,32 @@ def wait(met) -> None:
 
 def test_a_trace_runs_until_it_is_stopped_and_what_it_said_is_kept(traces):
     # GIVEN
-    traces.begin(asked(targets=("pod/a-1",), pods=("web-1",), about={"target": "deploy/web"}))
-    pieces = traces.follow("podscope-trace-1", "a")
+    part = Part("n1", ("pod/a-1",), ("web-1",))
+    traces.begin(asked(part, target="deploy/web", by_pod=True))
+    name = one(part).name
+    pieces = traces.follow(NAME, name)
     said = b""
     while b"\n" not in said:
         said += next(pieces)
 
     # WHEN
-    assert [(one["state"], one["about"]) for one in told(traces)] == [
-        ("Running", {"target": "deploy/web"})
-    ]
-    traces.stop("podscope-trace-1", "a")
+    (listed,) = told(traces)
+    assert (listed["name"], listed["part"], listed["state"]) == (NAME, name, "Running")
+    assert listed["about"] == {
+        "namespace": "default", "target": "deploy/web", "title": "", "by": "pod",
+        "nodes": ["n1", "n2"], "node": "n1", "targets": ["pod/a-1"],
+    }  # fmt: skip
+    traces.stop(NAME, name)
     said += b"".join(pieces)
 
     # THEN
     words = said.decode().splitlines()
     assert words[0].startswith("run --eval=BEGIN { exit(); } --form snapshots")
-    assert words[0].endswith("--name=web-1 pod/a-1 n1")
+    assert words[0].endswith("--name=web-1 --by pod pod/a-1 n1")
     assert words[1] == "end"
     wait(lambda: told(traces)[0]["state"] == "Completed")
-    assert b"".join(traces.follow("podscope-trace-1", "a")) == said
-    assert traces.said("podscope-trace-1", "a") == said
+    assert b"".join(traces.follow(NAME, name)) == said
+    assert traces.said(NAME, name) == said
 
 
 def test_a_trace_that_is_begun_twice_runs_once(traces):
@@ -90,30 +110,30 @@ def test_a_trace_that_is_begun_twice_runs_once(traces):
 
 def test_more_traces_than_a_node_can_bear_are_refused(traces):
     for number in range(node_traces.MOST_RUNNING):
-        traces.begin(asked(f"part-{number}"))
+        traces.begin(asked(Part(f"n{number}")))
     with pytest.raises(PodscopeError, match="4 traces run on this node already"):
-        traces.begin(asked("more"))
+        traces.begin(asked(Part("more")))
 
 
 def test_a_deleted_trace_is_ended_and_unknown(traces):
     # GIVEN
     traces.begin(asked())
-    process = traces._find("podscope-trace-1", "a").process
+    process = traces._find(NAME, PART).process
 
     # WHEN
-    traces.delete("podscope-trace-1", "a")
+    traces.delete(NAME, PART)
 
     # THEN
     assert process.poll() is not None
     assert told(traces) == []
     with pytest.raises(UsageError, match="there is no trace"):
-        traces.follow("podscope-trace-1", "a")
+        traces.follow(NAME, PART)
 
 
 def test_what_is_past_its_time_is_forgotten(traces):
     # GIVEN
     traces.begin(asked(ttl=0.0))
-    traces.stop("podscope-trace-1", "a")
+    traces.stop(NAME, PART)
 
     # WHEN / THEN
     wait(lambda: told(traces) == [])
@@ -126,21 +146,24 @@ def test_what_is_past_its_time_is_forgotten(traces):
         ({"program": 'BEGIN { if (1) { system("x"); } }'}, "are not for agents"),
         ({"program": '#include "/etc/shadow"\nBEGIN { exit(); }'}, "#include is not for agents"),
         ({"program": "BEGIN {"}, "program"),
-        ({"environment": {"LD_PRELOAD": "x"}}, "only variables of bpftrace"),
-        ({"targets": ("--unsafe",)}, "not those of a node"),
-        ({"targets": ("--output=/etc/x",)}, "not those of a node"),
+        ({"environment": (("LD_PRELOAD", "x"),)}, "only variables of bpftrace"),
+        ({"part": Part("n1", ("--unsafe",))}, "not those of a node"),
+        ({"part": Part("n1", ("--output=/etc/x",))}, "not those of a node"),
         ({"name": "../x"}, "has no name"),
+        ({"unsafe": True}, "only bpftrace, and safe programs"),
+        ({"tracer": "bcc", "program": "capable"}, "only bpftrace, and safe programs"),
+        ({"rows": "opens"}, "only bpftrace, and safe programs"),
     ],
 )
 def test_what_would_give_away_more_than_events_is_refused(traces, more, refused):
-    fields = {"name": "n", "part": "a", "node": "n1", "program": "BEGIN { exit(); }"} | more
     with pytest.raises(UsageError, match=refused):
-        traces.begin(json.dumps(fields))
+        traces.begin(asked(**more))
     assert told(traces) == []
 
 
 def test_words_of_a_program_are_no_flags():
-    words = Asked("n", "a", "n1", "--unsafe", arguments=("--output=x",), pods=("--y",)).words()
+    request = Request("n", "--unsafe", arguments=("--output=x",))
+    words = words_of(request, Part("n1", (), ("--y",)))
     assert "--unsafe" not in words
     assert [word for word in words if "=" in word] == [
         "--eval=--unsafe", "--args=--output=x", "--name=--y",
@@ -169,9 +192,9 @@ def test_a_journal_keeps_the_last_whole_lines(lengths, most):
 def test_a_trace_that_is_stopped_before_it_has_begun_ends_once_it_has(traces):
     # GIVEN / WHEN
     traces.begin(asked())
-    traces.stop("podscope-trace-1", "a")
+    traces.stop(NAME, PART)
 
     # THEN
-    said = b"".join(traces.follow("podscope-trace-1", "a"))
+    said = b"".join(traces.follow(NAME, PART))
     assert said.splitlines()[-1] == b"end"
     wait(lambda: told(traces)[0]["state"] == "Completed")
