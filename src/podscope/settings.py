@@ -209,6 +209,11 @@ class Secret:
             "or its variable, as {env: KEY}"
         )
 
+    @property
+    def variable(self) -> str:
+        """The variable that it is in; empty: it is in a file."""
+        return self._variable
+
     def __repr__(self) -> str:
         return f"Secret({self})"
 

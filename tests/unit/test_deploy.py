@@ -139,6 +139,53 @@ def test_queues_on_disk_have_room_in_a_pod_or_are_refused(tmp_path):
         made("1GiB", "/data")
 
 
+def test_queues_on_disk_may_outlive_the_pod_on_its_node(tmp_path):
+    # GIVEN
+    file = tmp_path / "podscope.yaml"
+    queue = "{disk: 8GiB, path: /var/lib/podscope/a}"
+    file.write_text(f"sinks: [{{type: files, path: '-', queue: {queue}}}]\n")
+
+    # WHEN
+    settings = ["queue.hostPath=/var/lib/queues"]
+    made = manifests.objects(settings=settings, config=str(file))[-1]["spec"]
+
+    # THEN
+    pod = made["template"]["spec"]
+    (found,) = (one for one in pod["volumes"] if one["name"] == "queue")
+    assert found == {
+        "name": "queue",
+        "hostPath": {"path": "/var/lib/queues", "type": "DirectoryOrCreate"},
+    }
+    # A queue on disk has one owner: no agent may start while the one before it runs.
+    assert made["updateStrategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
+
+
+@pytest.mark.parametrize("place", ["queues", "/", "/var", "/var/../etc", "/var//x", "/a b/c"])
+def test_queues_on_a_node_have_a_directory_of_their_own(place):
+    with pytest.raises(UsageError, match=r"write it as queue\.hostPath=/var/lib/podscope"):
+        manifests.objects(settings=[f"queue.hostPath={place}"])
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_queues_on_a_node_have_no_size_of_the_pods(order):
+    settings = ["queue.size=4Gi", "queue.hostPath=/var/lib/podscope"][::order]
+    with pytest.raises(UsageError, match=r"queue\.disk of each sink is the limit"):
+        manifests.objects(settings=settings)
+
+
+def test_secrets_in_variables_that_a_pod_has_not_are_told(tmp_path):
+    # GIVEN
+    file = tmp_path / "podscope.yaml"
+    file.write_text(
+        "sinks:\n- {type: elasticsearch, url: http://a, name: logs, api-key: {env: KEY}}\n"
+    )
+
+    # WHEN / THEN
+    told = r"sinks: logs: api-key: .*write \{file: /var/run/secrets/podscope/KEY\}"
+    with pytest.raises(UsageError, match=told):
+        manifests.objects(config=str(file))
+
+
 def configured(*settings: str, config: str = "") -> str:
     """The configuration in the ConfigMap."""
     made = manifests.objects(settings=settings, config=config)

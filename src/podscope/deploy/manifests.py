@@ -17,6 +17,7 @@ from podscope.config import read_file
 from podscope.deploy import stack
 from podscope.errors import UsageError
 from podscope.settings import Layer
+from podscope.settings import Secret
 from podscope.settings import Setting
 from podscope.settings import Size
 from podscope.settings import decoded
@@ -46,6 +47,8 @@ TRACES = {"podscope.dev/traces": "true"}
 TRACES_MEMORY = "1536Mi"
 # Where a pod has its queues on disk.
 QUEUES = "/var/lib/podscope"
+# Where a pod has the keys of the Secret podscope-sinks, as files.
+SECRETS = "/var/run/secrets/podscope"
 # Rows that a server never takes, beside each queue: sinks.delivery says it.
 REFUSED = 16 << 20
 PULL_POLICIES = ("Always", "IfNotPresent", "Never")
@@ -56,6 +59,8 @@ _DNS_LABEL = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
 _DNS_NAME = rf"{_DNS_LABEL}(\.{_DNS_LABEL})*"
 _QUANTITY = r"[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?"
 _SIZE = r"[0-9]+(Mi|Gi|Ti)"
+# Of a directory for podscope alone, on a node.
+_PLACE = r"(/[A-Za-z0-9_][-A-Za-z0-9_.]*){2,}"
 _LABEL_KEY = rf"({_DNS_NAME}/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?"
 _LABEL_VALUE = r"([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?"
 _CAPABILITIES = r"[A-Z][A-Z_]*(,[A-Z][A-Z_]*)*"
@@ -99,7 +104,10 @@ def objects(
         _let_trace(template)
     for text in texts:
         _set(template["spec"], text)
-    _check_queues(whole, _queue(template["spec"])["sizeLimit"])
+    if "hostPath" in _queue(template["spec"]):
+        _one_agent_at_a_time(made[-1], texts)
+    _check_queues(whole, _queue(template["spec"]))
+    _check_secrets(whole)
     if not servers:
         return made
     chosen = stack.chosen(servers, namespace, whole.cluster)
@@ -118,7 +126,33 @@ def _send_to(config_map: Object, sinks: Sequence[Object]) -> None:
     config_map["data"][CONFIG] = msgspec.yaml.encode(values).decode()
 
 
-def _check_queues(config: Config, quantity: str) -> None:
+def _one_agent_at_a_time(daemon_set: Object, settings: Sequence[str]) -> None:
+    """Ends a node's agent before the next one starts: a queue on disk has one owner.
+
+    Raises:
+        UsageError: a size is set for queues in the pod.
+    """
+    if any(text.startswith("queue.size=") for text in settings):
+        raise UsageError(
+            "--set: queue.size is for queues in the pod: with queue.hostPath, queue.disk of each "
+            "sink is the limit"
+        )
+    daemon_set["spec"]["updateStrategy"]["rollingUpdate"] = {"maxSurge": 0, "maxUnavailable": 1}
+
+
+def _check_secrets(config: Config) -> None:
+    """Raises UsageError for secrets of sinks in variables, which a pod has not."""
+    for choice in config.sinks:
+        for name, value in msgspec.structs.asdict(choice.settings).items():
+            if isinstance(value, Secret) and (variable := value.variable):
+                raise UsageError(
+                    f"sinks: {choice.settings.title}: {name.replace('_', '-')}: a pod has no "
+                    f"variable {variable}: write {{file: {SECRETS}/{variable}}}, and make it a "
+                    "key of the Secret podscope-sinks"
+                )
+
+
+def _check_queues(config: Config, volume: Object) -> None:
     """Raises UsageError for queues on disk that a pod has no room for."""
     queues = [one.settings.queue for one in config.sinks if one.settings.queue.disk]
     for queue in queues:
@@ -127,6 +161,9 @@ def _check_queues(config: Config, quantity: str) -> None:
                 f"sinks: queue.path: {queue.path}: in a pod only {QUEUES} can be written: "
                 f"write {QUEUES}/NAME"
             )
+    if "emptyDir" not in volume:
+        return
+    quantity = volume["emptyDir"]["sizeLimit"]
     most = sum(queue.disk + REFUSED for queue in queues)
     if most > Size.read(f"{quantity}B"):
         raise UsageError(
@@ -248,13 +285,19 @@ def _add_capabilities(pod: Object, _: str, value: str) -> None:
 
 
 def _queue(pod: Object) -> Object:
+    found: Object
     (found,) = (one for one in pod["volumes"] if one["name"] == "queue")
-    directory: Object = found["emptyDir"]
-    return directory
+    return found
 
 
 def _set_queue_size(pod: Object, _: str, value: str) -> None:
-    _queue(pod)["sizeLimit"] = value
+    _queue(pod)["emptyDir"] = {"sizeLimit": value}
+
+
+def _set_queue_place(pod: Object, _: str, value: str) -> None:
+    volume = _queue(pod)
+    volume.pop("emptyDir", None)
+    volume["hostPath"] = {"path": value, "type": "DirectoryOrCreate"}
 
 
 # By key: what a value looks like, an example, and where it goes.
@@ -268,5 +311,6 @@ SETTINGS: dict[str, tuple[str, str, Callable[[Object, str, str], None]]] = {
     "resources.limits.memory": (_QUANTITY, "1Gi", _set_resource),
     "nodeSelector.KEY": (_LABEL_VALUE, "web", _set_node_selector),
     "queue.size": (_SIZE, "4Gi", _set_queue_size),
+    "queue.hostPath": (_PLACE, "/var/lib/podscope", _set_queue_place),
     "capabilities.add": (_CAPABILITIES, "SYS_PTRACE", _add_capabilities),
 }
