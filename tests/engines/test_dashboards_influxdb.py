@@ -133,6 +133,43 @@ def test_a_chosen_namespace_narrows_a_panel_in_influxql(filled):
     assert {one["tags"]["k8s.namespace.name"] for one in found} == {"login", "store"}
 
 
+@pytest.mark.parametrize(("panel", "share"), [("Median duration", 0.5), ("99th percentile", 0.99)])
+def test_a_quantile_in_influxql_is_that_of_the_histogram(filled, panel, share):
+    # GIVEN
+    query = next(one for one in queries("influxql") if one.panel == panel)
+
+    # WHEN
+    (found,) = influxql(filled, query.target["query"], all_of(dashboards("influxql")["overview"]))
+
+    # THEN each interval is the same run
+    rows = next(of_batches(recorded.batches(time.time_ns())))
+    wanted = recorded.quantile(rows.le[rows.columns["side"] == "server"].sum(axis=0), share)
+    told = [value for _, value in found["values"]]
+    assert len(told) > 20 and told == pytest.approx([wanted] * len(told), rel=1e-5)
+
+
+def test_slowest_routes_in_influxql_are_those_of_the_histograms(filled):
+    # GIVEN
+    query = next(one for one in queries("influxql") if one.panel == "Slowest routes")
+
+    # WHEN
+    found = influxql(filled, query.target["query"], all_of(dashboards("influxql")["overview"]))
+
+    # THEN
+    (rows,) = of_batches(
+        [one for one in recorded.batches(time.time_ns()) if one.kind == "http"],
+        by=("namespace", "workload", "route", "side"),
+    )
+    names = ("k8s.namespace.name", "service.name", "http.route")
+    wanted = {
+        tuple(rows.columns[name][place] or "" for name in names): recorded.quantile(counts, 0.99)
+        for place, counts in enumerate(rows.le)
+        if rows.columns["side"][place] == "server"
+    }
+    told = {tuple(one["tags"][name] for name in names): one["values"][0][1] for one in found}
+    assert told == pytest.approx(wanted, rel=1e-5)
+
+
 @pytest.mark.parametrize("language", ["influxql", "flux"])
 def test_a_beginning_of_a_path_narrows_the_request_log(request, language):
     # GIVEN what a user types, as Grafana escapes it for a regular expression

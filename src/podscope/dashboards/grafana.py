@@ -167,7 +167,7 @@ def _panel(panel: Panel, source: Source) -> Object:
     made = {
         "type": panel.view,
         "title": panel.title,
-        "description": f"{panel.text} {source.notes.get(panel.key, '')}".strip(),
+        "description": panel.text,
         "datasource": _datasource(source),
         "targets": targets,
         **_VIEWS[panel.view](panel),

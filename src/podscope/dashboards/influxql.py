@@ -7,10 +7,13 @@ Measurements, tags and fields are those that ``podscope.sinks.line_protocol`` wr
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
+from podscope import red
 from podscope.dashboards.panels import NARROWED_BY
 from podscope.dashboards.panels import Object
 from podscope.dashboards.panels import Source
+from podscope.sinks.line_protocol import LE_NAMES
 
 TAGS = {
     "cluster": "k8s.cluster.name",
@@ -41,24 +44,61 @@ def _where(variables: Sequence[str], *more: str) -> str:
 def _lines(value: str, source: str, where: str, by: Sequence[str], fill: str = "0") -> Object:
     """Lines over time, one for each value of some tags."""
     groups = "".join(f', "{tag}"' for tag in by)
+    grouped = f"GROUP BY time($__interval){groups} fill({fill})"
+    return _over_time(f"SELECT {value} FROM {source} WHERE {where} {grouped}", by)
+
+
+def _over_time(query: str, by: Sequence[str]) -> Object:
     return {
-        "query": f"SELECT {value} FROM {source} WHERE {where} "
-        f"GROUP BY time($__interval){groups} fill({fill})",
+        "query": query,
         "rawQuery": True,
         "resultFormat": "time_series",
         "alias": "/".join(f"[[tag_{tag}]]" for tag in by) or "$col",
     }
 
 
+def _quantile(share: float) -> str:
+    """A quantile of the counts ``c0`` to ``c14`` at the bounds, in seconds.
+
+    As histogram_quantile of Prometheus: a straight line between two bounds, and the last one for
+    what is beyond. InfluxQL has no conditions: the share of each bucket that is below is
+    (|z| - |z - 1| + 1) / 2, which is z between 0 and 1, and else the nearer of both.
+    """
+    bounds = (0.0, *red.CLASSIC_BOUNDS)
+    parts = [f"{bounds[-1] / 2:g}"]
+    for n, (low, high) in enumerate(pairwise(bounds)):
+        below = f"c{n - 1}" if n else "0"
+        # A bucket without anything is no division by zero.
+        z = f"({share} * c{len(red.CLASSIC_BOUNDS)} - {below}) / (c{n} - {below} + 0.000001)"
+        parts.append(f"{(high - low) / 2:g} * (abs({z}) - abs({z} - 1))")
+    return " + ".join(parts)
+
+
+def _counts(source: str, where: str, groups: str) -> str:
+    """A subquery with the counts at the bounds, of all series of a group together."""
+    counts = ", ".join(f'sum("{name}") AS c{n}' for n, name in enumerate(LE_NAMES))
+    return f"(SELECT {counts} FROM {source} WHERE {where} {groups})"
+
+
+def _quantile_lines(share: float, source: str, where: str, by: Sequence[str]) -> Object:
+    """Lines over time of a quantile, one for each value of some tags."""
+    tags = ", ".join(f'"{tag}"' for tag in by)
+    inner = ", ".join(filter(None, ["time($__interval)", tags]))
+    counts = _counts(source, where, f"GROUP BY {inner} fill(none)")
+    grouped = f" GROUP BY {tags}" if by else ""
+    value = f"{_quantile(share)} AS p{share * 100:g}"
+    return _over_time(f"SELECT {value} FROM {counts}{grouped}", by)
+
+
 def _table(value: str, source: str, where: str, by: Sequence[str] = ()) -> Object:
     groups = ", ".join(f'"{tag}"' for tag in by)
     newest = f" ORDER BY time DESC LIMIT {_NEWEST}"
-    return {
-        "query": f"SELECT {value} FROM {source} WHERE {where}"
-        + (f" GROUP BY {groups}" if by else newest),
-        "rawQuery": True,
-        "resultFormat": "table",
-    }
+    end = f" GROUP BY {groups}" if by else newest
+    return _as_table(f"SELECT {value} FROM {source} WHERE {where}{end}")
+
+
+def _as_table(query: str) -> Object:
+    return {"query": query, "rawQuery": True, "resultFormat": "table"}
 
 
 def _named(target: Object, more: str) -> Object:
@@ -91,7 +131,7 @@ def _red(
     return {
         f"{key}.rate": (_lines(f"{_TOTAL} {_A_SECOND}", source, where, by),),
         f"{key}.errors": (_errors(kind, variables, by, *more),),
-        f"{key}.p99": (_lines('max("duration.p99")', source, where, by, "none"),),
+        f"{key}.p99": (_quantile_lines(0.99, source, where, by),),
     }
 
 
@@ -102,7 +142,8 @@ def _all() -> dict[str, tuple[Object, ...]]:
         "all.rate": (_lines(f"{_TOTAL} {_A_SECOND}", source, where, ()),),
         "all.errors": (_errors("http", _OVERVIEW, (), _SERVERS),),
         "all.mean": (_lines(mean, source, where, (), "none"),),
-        "all.p99": (_lines('max("duration.p99")', source, where, (), "none"),),
+        "all.p50": (_quantile_lines(0.5, source, where, ()),),
+        "all.p99": (_quantile_lines(0.99, source, where, ()),),
         "top.errors": (
             _table(
                 f"{_TOTAL} AS requests",
@@ -111,10 +152,14 @@ def _all() -> dict[str, tuple[Object, ...]]:
                 [*COLUMNS["top.errors"]][:-1],
             ),
         ),
-        "top.routes": (
-            _table('max("duration.p99") AS p99', source, where, [*COLUMNS["top.routes"]][:-1]),
-        ),
+        "top.routes": (_slowest(source, where, [*COLUMNS["top.routes"]][:-1]),),
     }
+
+
+def _slowest(source: str, where: str, by: Sequence[str]) -> Object:
+    tags = ", ".join(f'"{tag}"' for tag in by)
+    counts = _counts(source, where, f"GROUP BY {tags}")
+    return _as_table(f"SELECT {_quantile(0.99)} AS p99 FROM {counts} GROUP BY {tags}")
 
 
 def _pod() -> dict[str, tuple[Object, ...]]:
@@ -129,15 +174,14 @@ def _pod() -> dict[str, tuple[Object, ...]]:
     return {
         "pod.rate": (_lines(rate, source, where, pod),),
         "pod.errors": (status(4), status(5)),
-        "pod.duration": (
-            _named(_lines(f'sum("duration.sum") / {_TOTAL}', source, where, pod, "none"), "mean"),
-            _named(_lines('max("duration.p90")', source, where, pod, "none"), "90 %"),
-            _named(_lines('max("duration.p99")', source, where, pod, "none"), "99 %"),
+        "pod.duration": tuple(
+            _named(_quantile_lines(share, source, where, pod), f"{share * 100:g} %")
+            for share in (0.5, 0.9, 0.99)
         ),
         "route.rate": (_lines(rate, source, where, route),),
         "status.rate": (_lines(rate, source, where, ("http.response.status_code",)),),
         "method.rate": (_lines(rate, source, where, ("http.request.method",)),),
-        "route.p99": (_lines('max("duration.p99")', source, where, route, "none"),),
+        "route.p99": (_quantile_lines(0.99, source, where, route),),
         "pod.bodies": tuple(
             _named(
                 _lines(f'sum("http.{what}.body.size") {_A_SECOND}', source, where, pod),
@@ -345,8 +389,6 @@ COLUMNS = {
         "count": "Lookups",
     },
 }
-_BOUND = "No more than this: the highest of any series, since InfluxQL cannot merge histograms."
-
 INFLUXQL = Source(
     name="influxql",
     title="InfluxQL",
@@ -364,12 +406,5 @@ INFLUXQL = Source(
     variables={name: _values(name, *above) for name, above in NARROWED_BY.items()},
     all_values=dict.fromkeys(TAGS, ".*"),
     columns=COLUMNS,
-    notes=dict.fromkeys(
-        (
-            *("all.p99", "namespace.p99", "workload.p99", "service.p99", "client.p99"),
-            *("route.p99", "pod.duration", "top.routes"),
-        ),
-        _BOUND,
-    ),
     least="10s",
 )

@@ -86,7 +86,6 @@ class Source:
         variables: by name of a variable what its values are asked for with.
         all_values: by name of a variable what stands for all its values, or none.
         columns: by key of a table the titles of its columns, by name, in their order.
-        notes: by key of a panel what is to be known of it here alone.
         legends: by key of a panel what its lines are called, where targets do not say it.
         least: the least time between two points; empty: the data source knows.
     """
@@ -98,7 +97,6 @@ class Source:
     variables: Mapping[str, Any]
     all_values: Mapping[str, str]
     columns: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    notes: Mapping[str, str] = field(default_factory=dict)
     legends: Mapping[str, str] = field(default_factory=dict)
     least: str = ""
 

@@ -53,7 +53,8 @@ _FEW = frozenset(
     }
 )
 TAGS = (_KNOWN | _FEW | {"host.name", "k8s.cluster.name"}) - _UNBOUNDED
-_LE = [*(f"duration.le_{bound}" for bound in red.CLASSIC_BOUNDS), "duration.le_inf"]
+# Counts at the bounds.
+LE_NAMES = (*(f"duration.le_{bound}" for bound in red.CLASSIC_BOUNDS), "duration.le_inf")
 
 
 class Distinct:
@@ -89,7 +90,9 @@ def lines_of(rows: Rows, measurement: str, distinct: Distinct) -> list[str]:
     encoders = [(columns[one.name], partial(_values, one)) for one in values]
     if rows.kind not in METRICS and rows.le is not None:
         cumulative = np.cumsum(rows.le, axis=1)
-        encoders += [(cumulative[:, n], partial(_integers, name)) for n, name in enumerate(_LE)]
+        encoders += [
+            (cumulative[:, n], partial(_integers, name)) for n, name in enumerate(LE_NAMES)
+        ]
     same_values, other_values = apart(encoders)
     told = joined(other_values, len(rows), "")
     head, end = key(measurement), "".join(same_values)
