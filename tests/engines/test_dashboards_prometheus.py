@@ -38,9 +38,14 @@ from podscope.sinks.outputs import Outputs
 from podscope.sinks.plugin import Choice
 from podscope.sinks.plugin import Every
 from podscope.sinks.plugin import QueueSettings
+from podscope.sinks.prometheus_write import Prometheus
+from podscope.sinks.prometheus_write import PrometheusSettings
+from podscope.sinks.rows import of_batches
+from podscope.sinks.rows import of_losses
 
 SECONDS = 90
 SOURCE = "prometheus"
+RESOURCE = {"host.name": "node-1", "k8s.cluster.name": "test"}
 # $__interval, $__rate_interval and $__range, with a scrape each second.
 SPANS = {"__interval": "2s", "__rate_interval": "8s", "__range": "60s"}
 SCRAPE = """
@@ -134,14 +139,16 @@ def server(request: Any, target: str, tmp_path_factory: pytest.TempPathFactory) 
         yield found
 
 
-def ask(server: Server, query: Query, values: dict[str, str]) -> list[dict[str, Any]]:
-    """Series, as soon as there are any with a number in them."""
+def ask(
+    server: Server, query: Query, values: dict[str, str], at: float = 0.0
+) -> list[dict[str, Any]]:
+    """Series at a time, or now as soon as there are any with a number in them."""
     text = substituted(query.target["expr"], values | SPANS)
     due = time.monotonic() + SECONDS
     while True:
-        now = time.time()
+        now = at or time.time()
         if query.target.get("instant"):
-            told = server.ask("/api/v1/query", query=text)
+            told = server.ask("/api/v1/query", query=text, time=f"{now:.3f}")
         else:
             span = {"start": f"{now - 30:.3f}", "end": f"{now:.3f}", "step": "2"}
             told = server.ask("/api/v1/query_range", query=text, **span)
@@ -149,8 +156,66 @@ def ask(server: Server, query: Query, values: dict[str, str]) -> list[dict[str, 
         found = [one for one in told["data"]["result"] if numbers(one)]
         if found:
             return found
-        assert time.monotonic() < due, f"{query} has no rows: {text}"
+        assert not at and time.monotonic() < due, f"{query} has no rows: {text}"
         time.sleep(0.5)
+
+
+@pytest.fixture(scope="module")
+def with_native(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, float]]:
+    """Prometheus to which the run is written again and again for a minute, and when that ends."""
+    with prometheus_server(tmp_path_factory.mktemp("native"), "global: {}\n") as found:
+        url = Url(f"{found.url}/api/v1/write")
+        sink = Prometheus(PrometheusSettings(type="prometheus", url=url, native=True))
+        end = time.time_ns()
+        for time_ns in range(end - 60 * 10**9, end + 1, 2 * 10**9):
+            for rows in of_batches(recorded.batches(time_ns), resource=RESOURCE):
+                if rows.kind in sink.only_kinds:
+                    sink.send(rows)
+            sink.send(of_losses({"joined": 3, "ring_full": 1}, time_ns, RESOURCE))
+        sink.close()
+        yield found, end / 1e9
+
+
+@pytest.mark.parametrize("query", [*queries("prometheus-native")], ids=str)
+def test_every_panel_of_native_histograms_has_rows(with_native, query):
+    # GIVEN
+    made = dashboards(query.source)[query.board]
+
+    # WHEN
+    server, at = with_native
+    found = ask(server, query, all_of(made), at)
+
+    # THEN what its legend names is there
+    names = re.findall(r"{{(\w+)}}", query.target.get("legendFormat", ""))
+    assert names == [name for name in names if any(name in one["metric"] for one in found)]
+
+
+@pytest.mark.parametrize("board", [*dashboards("prometheus-native")])
+def test_every_variable_has_values_where_histograms_are_native(with_native, board):
+    for name, one in variables("prometheus-native"):
+        if name == board:
+            chosen = all_of(dashboards("prometheus-native")[board])
+            assert label_values(with_native[0], one["query"]["query"], chosen)
+
+
+def test_numbers_of_native_histograms_are_those_of_the_run(with_native):
+    # GIVEN a run every two seconds
+    (rows,) = of_batches(
+        [one for one in recorded.batches(time.time_ns()) if one.kind == "http"], by=("side",)
+    )
+    (servers,) = rows.columns["count"][rows.columns["side"] == "server"].tolist()
+    told = {one.panel: one for one in queries("prometheus-native") if one.board == "overview"}
+    values = all_of(dashboards("prometheus-native")["overview"])
+
+    # WHEN
+    server, at = with_native
+    (rate,) = ask(server, told["Requests"], values, at)
+    (median,) = ask(server, told["Median duration"], values, at)
+
+    # THEN
+    assert max(numbers(rate)) == pytest.approx(servers / 2, rel=0.01)
+    (wanted,) = rows.columns["duration.p50"][rows.columns["side"] == "server"].tolist()
+    assert numbers(median)[-1] == pytest.approx(wanted, rel=0.1)
 
 
 def numbers(series: dict[str, Any]) -> list[float]:

@@ -22,10 +22,11 @@ from podscope.dashboards.panels import BOARDS
 from podscope.dashboards.panels import Object
 from podscope.dashboards.panels import Source
 from podscope.dashboards.promql import PROMETHEUS
+from podscope.dashboards.promql import PROMETHEUS_NATIVE
 from podscope.schema import Field
 from podscope.sources import source as sources
 
-SOURCES: tuple[Source, ...] = (PROMETHEUS, INFLUXQL, FLUX, ELASTICSEARCH)
+SOURCES: tuple[Source, ...] = (PROMETHEUS, PROMETHEUS_NATIVE, INFLUXQL, FLUX, ELASTICSEARCH)
 
 
 def _grafana() -> Iterator[tuple[str, str]]:

@@ -7,6 +7,7 @@ Names of metrics and labels are those that ``podscope.sinks.prometheus`` exposes
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from podscope.dashboards.panels import NARROWED_BY
 from podscope.dashboards.panels import Object
@@ -29,6 +30,31 @@ _POD = ("cluster", "namespace", "workload", "pod", "node")
 _SERVICE = ("cluster", "namespace", "service")
 _AGENT = ("cluster", "instance")
 _MOST = 20
+_RATE, _WHOLE = ("rate", "$__rate_interval"), ("increase", "$__range")
+
+
+@dataclass(frozen=True)
+class _Histograms:
+    """How histograms are asked for: of classic ones, each part is a metric of its own."""
+
+    native: bool
+
+    def part(
+        self, part: str, metric: str, where: str, by: str, *, over: tuple[str, str] = _RATE
+    ) -> str:
+        """``count`` or ``sum``, by some labels."""
+        change, span = over
+        if self.native:
+            return f"histogram_{part}(sum by ({by}) ({change}({metric}{where}[{span}])))"
+        return f"sum by ({by}) ({change}({metric}_{part}{where}[{span}]))"
+
+    def quantile(
+        self, share: float, metric: str, where: str, by: str, *, span: str = "$__rate_interval"
+    ) -> str:
+        """A quantile, by some labels."""
+        name = metric if self.native else f"{metric}_bucket"
+        labels = by if self.native else ", ".join(filter(None, ["le", by]))
+        return f"histogram_quantile({share}, sum by ({labels}) (rate({name}{where}[{span}])))"
 
 
 def _where(variables: Sequence[str], more: str = "") -> str:
@@ -57,52 +83,34 @@ def _table(query: str) -> Object:
     }
 
 
-def _rate(metric: str, where: str, by: str) -> str:
-    return f"sum by ({by}) (rate({metric}_count{where}[$__rate_interval]))"
-
-
-def _share(metric: str, variables: Sequence[str], by: str) -> str:
+def _share(told: _Histograms, metric: str, variables: Sequence[str], by: str) -> str:
     """Share of errors; 0 where there are none, and not nothing."""
-    whole = _rate(metric, _where(variables), by)
-    failed = _rate(metric, _where(variables, 'error_type!=""'), by)
+    whole = told.part("count", metric, _where(variables), by)
+    failed = told.part("count", metric, _where(variables, 'error_type!=""'), by)
     return f"({failed} or 0 * {whole}) / ({whole} > 0)"
 
 
-def _quantile(share: float, metric: str, where: str, by: str, span: str) -> str:
-    le = ", ".join(filter(None, ["le", by]))
-    return f"histogram_quantile({share}, sum by ({le}) (rate({metric}_bucket{where}[{span}])))"
-
-
-def _duration(share: float, metric: str, variables: Sequence[str], by: str = "") -> str:
-    return _quantile(share, metric, _where(variables), by, "$__rate_interval")
-
-
 def _red(
-    key: str, metric: str, variables: Sequence[str], by: Sequence[str]
+    told: _Histograms, key: str, metric: str, variables: Sequence[str], by: Sequence[str]
 ) -> dict[str, tuple[Object, ...]]:
-    names = ", ".join(by)
+    names, where = ", ".join(by), _where(variables)
     legend = "/".join(f"{{{{{name}}}}}" for name in by)
     return {
-        f"{key}.rate": (_range(_rate(metric, _where(variables), names), legend),),
-        f"{key}.errors": (_range(_share(metric, variables, names), legend),),
-        f"{key}.p99": (_range(_duration(0.99, metric, variables, names), legend),),
+        f"{key}.rate": (_range(told.part("count", metric, where, names), legend),),
+        f"{key}.errors": (_range(_share(told, metric, variables, names), legend),),
+        f"{key}.p99": (_range(told.quantile(0.99, metric, where, names), legend),),
     }
 
 
-def _all() -> dict[str, tuple[Object, ...]]:
-    share = _share(SERVER, _OVERVIEW, "")
+def _all(told: _Histograms) -> dict[str, tuple[Object, ...]]:
+    where = _where(_OVERVIEW)
+    count, seconds = (told.part(part, SERVER, where, "") for part in ("count", "sum"))
     return {
-        "all.rate": (_range(_rate(SERVER, _where(_OVERVIEW), ""), "requests"),),
-        "all.errors": (_range(share, "errors"),),
-        "all.mean": (
-            _range(
-                f"sum(rate({SERVER}_sum{_where(_OVERVIEW)}[$__rate_interval])) / "
-                f"(sum(rate({SERVER}_count{_where(_OVERVIEW)}[$__rate_interval])) > 0)",
-                "mean",
-            ),
-        ),
-        "all.p50": (_range(_duration(0.5, SERVER, _OVERVIEW), "median"),),
-        "all.p99": (_range(_duration(0.99, SERVER, _OVERVIEW), "99 %"),),
+        "all.rate": (_range(count, "requests"),),
+        "all.errors": (_range(_share(told, SERVER, _OVERVIEW, ""), "errors"),),
+        "all.mean": (_range(f"{seconds} / ({count} > 0)", "mean"),),
+        "all.p50": (_range(told.quantile(0.5, SERVER, where, ""), "median"),),
+        "all.p99": (_range(told.quantile(0.99, SERVER, where, ""), "99 %"),),
     }
 
 
@@ -116,44 +124,45 @@ _FAILED = (
 _ROUTE = ("k8s_namespace_name", "service_name", "http_route")
 
 
-def _worst() -> dict[str, tuple[Object, ...]]:
+def _worst(told: _Histograms) -> dict[str, tuple[Object, ...]]:
     failed = _where(_OVERVIEW, 'error_type!=""')
-    errors = f"sum by ({', '.join(_FAILED)}) (increase({SERVER}_count{failed}[$__range])) > 0"
-    slow = _quantile(0.99, SERVER, _where(_OVERVIEW), ", ".join(_ROUTE), "$__range")
+    errors = told.part("count", SERVER, failed, ", ".join(_FAILED), over=_WHOLE)
+    slow = told.quantile(0.99, SERVER, _where(_OVERVIEW), ", ".join(_ROUTE), span="$__range")
     return {
-        "top.errors": (_table(f"topk({_MOST}, {errors})"),),
+        "top.errors": (_table(f"topk({_MOST}, {errors} > 0)"),),
         # What nobody asked for in the range has no percentile (NaN).
         "top.routes": (_table(f"topk({_MOST}, {slow} >= 0)"),),
     }
 
 
-def _pod() -> dict[str, tuple[Object, ...]]:
+def _pod(told: _Histograms) -> dict[str, tuple[Object, ...]]:
     server = _where(_POD)
     pod, route = "k8s_pod_name", "http_route"
+
+    def rate(by: str, more: str = "") -> str:
+        return told.part("count", SERVER, _where(_POD, more), by)
+
     return {
-        "pod.rate": (_range(_rate(SERVER, server, pod), "{{k8s_pod_name}}"),),
+        "pod.rate": (_range(rate(pod), "{{k8s_pod_name}}"),),
         "pod.errors": tuple(
             _range(
-                _rate(SERVER, _where(_POD, f'http_response_status_code=~"{first}.."'), pod),
+                rate(pod, f'http_response_status_code=~"{first}.."'),
                 f"{{{{k8s_pod_name}}}} {first}xx",
             )
             for first in "45"
         ),
         "pod.duration": tuple(
-            _range(_duration(share, SERVER, _POD, pod), f"{{{{k8s_pod_name}}}} {share * 100:g} %")
+            _range(
+                told.quantile(share, SERVER, server, pod), f"{{{{k8s_pod_name}}}} {share * 100:g} %"
+            )
             for share in (0.5, 0.9, 0.99)
         ),
-        "route.rate": (_range(_rate(SERVER, server, route), "{{http_route}}"),),
+        "route.rate": (_range(rate(route), "{{http_route}}"),),
         "status.rate": (
-            _range(
-                _rate(SERVER, server, "http_response_status_code"),
-                "{{http_response_status_code}}",
-            ),
+            _range(rate("http_response_status_code"), "{{http_response_status_code}}"),
         ),
-        "method.rate": (
-            _range(_rate(SERVER, server, "http_request_method"), "{{http_request_method}}"),
-        ),
-        "route.p99": (_range(_duration(0.99, SERVER, _POD, route), "{{http_route}}"),),
+        "method.rate": (_range(rate("http_request_method"), "{{http_request_method}}"),),
+        "route.p99": (_range(told.quantile(0.99, SERVER, server, route), "{{http_route}}"),),
         "pod.bodies": tuple(
             _range(
                 f"sum by ({pod}) "
@@ -162,11 +171,11 @@ def _pod() -> dict[str, tuple[Object, ...]]:
             )
             for what in ("request", "response")
         ),
-        **_red("client", CLIENT, _POD, (pod,)),
+        **_red(told, "client", CLIENT, _POD, (pod,)),
     }
 
 
-def _events() -> dict[str, tuple[Object, ...]]:
+def _events(told: _Histograms) -> dict[str, tuple[Object, ...]]:
     where, clients = _where(_POD), _where(_POD, 'side="client"')
     workload, listener = ("k8s_namespace_name", "service_name"), ("k8s_pod_name", "server_port")
     of_workload, of_listener = (
@@ -180,10 +189,7 @@ def _events() -> dict[str, tuple[Object, ...]]:
 
     def mean(metric: str, by: Sequence[str]) -> str:
         names = ", ".join(by)
-        seconds, count = (
-            f"sum by ({names}) (rate({metric}_{part}{clients}[$__rate_interval]))"
-            for part in ("sum", "count")
-        )
+        seconds, count = (told.part(part, metric, clients, names) for part in ("sum", "count"))
         return f"{seconds} / ({count} > 0)"
 
     lookups = "podscope_dns_lookups_total"
@@ -236,19 +242,29 @@ def _events() -> dict[str, tuple[Object, ...]]:
     }
 
 
-def _agent() -> dict[str, tuple[Object, ...]]:
-    where = _where(_AGENT)
+def _agent_rate(metric: str, *by: str) -> str:
+    return f"sum by ({', '.join(by)}) (rate({metric}_total{_where(_AGENT)}[$__rate_interval]))"
 
-    def rate(metric: str, *by: str) -> str:
-        return f"sum by ({', '.join(by)}) (rate({metric}_total{where}[$__rate_interval]))"
+
+def _lost() -> dict[str, tuple[Object, ...]]:
+    lost = f"increase(podscope_lost_total{_where(_AGENT)}[$__range])"
+    return {
+        "lost.rate": (
+            _range(_agent_rate("podscope_lost", "instance", "reason"), "{{instance}} {{reason}}"),
+        ),
+        "lost.table": (_table(f"topk({_MOST}, sum by (instance, reason) ({lost}) > 0)"),),
+    }
+
+
+def _agent() -> dict[str, tuple[Object, ...]]:
+    rate = _agent_rate
 
     def one(metric: str, *by: str) -> str:
-        return f"sum by ({', '.join(by)}) ({metric}{where})"
+        return f"sum by ({', '.join(by)}) ({metric}{_where(_AGENT)})"
 
     node, sink = "{{instance}}", "{{instance}} {{sink}}"
     seconds = rate("podscope_agent_kernel_seconds", "instance")
     runs = rate("podscope_agent_kernel_runs", "instance")
-    lost = f"sum by (instance, reason) (increase(podscope_lost_total{where}[$__range])) > 0"
     return {
         "agent.cpu": (_range(rate("podscope_agent_cpu_seconds", "instance"), node),),
         "agent.kernel": (_range(seconds, node),),
@@ -256,10 +272,6 @@ def _agent() -> dict[str, tuple[Object, ...]]:
         "agent.memory": (_range(one("podscope_agent_resident_memory_bytes", "instance"), node),),
         "agent.series": (_range(one("podscope_agent_series", "instance"), node),),
         "agent.runs": (_range(runs, node),),
-        "lost.rate": (
-            _range(rate("podscope_lost", "instance", "reason"), "{{instance}} {{reason}}"),
-        ),
-        "lost.table": (_table(f"topk({_MOST}, {lost})"),),
         "sink.sent": (_range(rate("podscope_sink_sent_rows", "instance", "sink"), sink),),
         "sink.dropped": (
             _range(
@@ -274,10 +286,17 @@ def _agent() -> dict[str, tuple[Object, ...]]:
     }
 
 
-# Pods may be clients alone, and agents may have seen nothing.
-_ANY = "http_(server|client)_request_duration_seconds_count|podscope_agent_series"
-# Where values are seen; elsewhere in _ANY.
-_SEEN_IN = {"service": f"{SERVICE}_count", "instance": "podscope_agent_series"}
+def _variables(told: _Histograms, names: Sequence[str]) -> dict[str, Object]:
+    """Where their values are seen; pods may be clients alone, and agents may have seen nothing."""
+    end = "" if told.native else "_count"
+    agents = "podscope_lost_total" if told.native else "podscope_agent_series"
+    seen_in = {"service": f"{SERVICE}{end}", "instance": agents}
+    anywhere = f"http_(server|client)_request_duration_seconds{end}|{agents}"
+    return {
+        name: _values(name, seen_in.get(name, anywhere), *above)
+        for name, above in NARROWED_BY.items()
+        if name in names
+    }
 
 
 def _values(name: str, metric: str, *above: str) -> Object:
@@ -318,25 +337,42 @@ COLUMNS = {
     "lost.table": {"instance": "Agent", "reason": "Reason", "Value": "Exchanges"},
 }
 
+
+def _pushed(told: _Histograms) -> dict[str, tuple[Object, ...]]:
+    """What is written, too, and not only scraped."""
+    return {
+        **_all(told),
+        **_red(told, "namespace", SERVER, _OVERVIEW, ("k8s_namespace_name",)),
+        **_red(told, "workload", SERVER, _OVERVIEW, ("k8s_namespace_name", "service_name")),
+        **_worst(told),
+        **_pod(told),
+        **_events(told),
+        **_lost(),
+    }
+
+
+_CLASSIC, _NATIVE = _Histograms(native=False), _Histograms(native=True)
+
 PROMETHEUS = Source(
     name="prometheus",
     title="Prometheus",
     plugin="prometheus",
     targets={
-        **_all(),
-        **_red("namespace", SERVER, _OVERVIEW, ("k8s_namespace_name",)),
-        **_red("workload", SERVER, _OVERVIEW, ("k8s_namespace_name", "service_name")),
-        **_red("service", SERVICE, _SERVICE, ("k8s_namespace_name", "k8s_service_name")),
-        **_worst(),
-        **_pod(),
-        **_events(),
+        **_pushed(_CLASSIC),
+        **_red(_CLASSIC, "service", SERVICE, _SERVICE, ("k8s_namespace_name", "k8s_service_name")),
         **_agent(),
     },
-    variables={
-        name: _values(name, _SEEN_IN.get(name, _ANY), *above)
-        for name, above in NARROWED_BY.items()
-        if name in LABELS
-    },
+    variables=_variables(_CLASSIC, [*LABELS]),
+    all_values=dict.fromkeys(LABELS, ".*"),
+    columns=COLUMNS,
+)
+# Services and the cost of agents are at /metrics alone, whose histograms are classic.
+PROMETHEUS_NATIVE = Source(
+    name="prometheus-native",
+    title="Prometheus, native histograms",
+    plugin="prometheus",
+    targets=_pushed(_NATIVE),
+    variables=_variables(_NATIVE, [name for name in LABELS if name != "service"]),
     all_values=dict.fromkeys(LABELS, ".*"),
     columns=COLUMNS,
 )
