@@ -144,8 +144,8 @@ class _Retired:
     since: float
 
 
-# Histograms are read in blocks: of a thousand series they are megabytes.
-_ROWS_AT_ONCE = 128
+# Histograms are read in blocks: of ten thousand series they are megabytes.
+_ROWS_AT_ONCE = 1024
 SUMS = ("sum_ns", "ttfb_sum_ns", "request_bytes", "response_bytes")
 
 
@@ -389,39 +389,39 @@ class HttpSource:
 
     def _deltas(self, live: npt.NDArray[np.intp], parity: int, now: float) -> npt.NDArray[np.void]:
         values = self._values[live]
-        le = values["le"].sum(axis=1)
-        new_le = le - self._seen.le[live]
+        totals = _added_up(values)
+        new_le = totals["le"] - self._seen.le[live]
         moved = new_le.any(axis=1)
-        slots = live[moved]
-        values = values[moved]
+        slots, totals = live[moved], totals[moved]
         rows = np.zeros(len(slots), self.row_dtype)
-        rows["key"] = self._info[slots]["key"]
+        rows["key"] = self._info["key"][slots]
         rows["le"] = new_le[moved]
         rows["count"] = rows["le"].sum(axis=1)
-        rows["max_ns"] = values["max_ns"][:, :, parity].max(axis=1, initial=0)
+        rows["max_ns"] = values["max_ns"][moved, :, parity].max(axis=1, initial=0)
         self._values["max_ns"][slots, :, parity] = 0
-        self._seen.le[slots] = le[moved]
+        self._seen.le[slots] = totals["le"]
         self._seen.active[slots] = now
         for column, name in enumerate(SUMS):
-            total = _total(values, name)
+            total = _total(totals, name)
             if name == "ttfb_sum_ns":  # a sum of two that are not added to at once
                 total = np.maximum(total, self._seen.sums[slots, column])
             rows[name] = total - self._seen.sums[slots, column]
             self._seen.sums[slots, column] = total
         for start in range(0, len(slots), _ROWS_AT_ONCE):
             block = slice(start, start + _ROWS_AT_ONCE)
-            buckets = self._read_buckets(slots[block])
-            rows["buckets"][block] = buckets - self._seen.buckets[slots[block]]
-            self._seen.buckets[slots[block]] = buckets
+            self._add_buckets(rows["buckets"][block], slots[block])
         return rows
 
-    def _read_buckets(self, slots: npt.NDArray[np.intp]) -> npt.NDArray[np.uint32]:
-        """The histograms of some slots, shape (n, 256)."""
+    def _add_buckets(self, rows: npt.NDArray[np.uint32], slots: npt.NDArray[np.intp]) -> None:
+        """What has come to the histograms of some slots, added to rows of shape (n, 256)."""
         ids = self._chunks_of(slots)
-        # Chunk 0 takes what found no free chunk: it belongs to nobody.
-        found: npt.NDArray[np.uint32] = self._chunks["n"][ids].sum(axis=2, dtype=np.uint32)
-        found[ids == 0] = 0
-        return found.reshape(len(slots), 256)
+        # Most series have two or three. Chunk 0 takes what found no free chunk: it is nobody's.
+        row, place = np.nonzero(ids)
+        now = self._chunks["n"][ids[row, place]].sum(axis=1, dtype=np.uint32)
+        seen = self._seen.buckets.reshape(-1, *ids.shape[1:], now.shape[1])
+        at = slots[row], place
+        rows.reshape(len(slots), *seen.shape[1:])[row, place] = now - seen[at]
+        seen[at] = now
 
     def _chunks_of(self, slots: npt.NDArray[np.intp]) -> npt.NDArray[np.uint32]:
         """Numbers of the chunks of some slots, shape (n, 16), 0 where there is none; all mapped."""
@@ -524,14 +524,18 @@ def _check_rights() -> None:
         )
 
 
+def _added_up(values: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
+    """Values of shape (n, stripes), each member added up over the stripes; all are u8."""
+    words = values.view(np.uint64).reshape(*values.shape, values.dtype.itemsize // 8).sum(axis=1)
+    added: npt.NDArray[np.void] = words.view(values.dtype).reshape(len(values))
+    return added
+
+
 def _total(values: npt.NDArray[np.void], name: str) -> npt.NDArray[np.uint64]:
-    """A sum over all stripes, shape (n,)."""
-    total: npt.NDArray[np.uint64]
+    """A sum, shape (n,)."""
     if name == "ttfb_sum_ns":  # the kernel adds to sum_ns first, then to body_sum_ns
-        total = (values["sum_ns"] - values["body_sum_ns"]).sum(axis=1)
-    else:
-        total = values[name].sum(axis=1)
-    return total
+        return np.asarray(values["sum_ns"] - values["body_sum_ns"])
+    return np.asarray(values[name])
 
 
 def _stripes(cpus: int) -> int:
