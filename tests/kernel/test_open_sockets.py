@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ from podscope.kernel.probes import probe
 from podscope.pipeline import Watch
 from podscope.pipeline import watch as open_watch
 from podscope.sources import http
+from podscope.sources import loading
 from podscope.sources.open_sockets import PROGRAM
 from podscope.sources.open_sockets import note_by_descriptors
 
@@ -76,20 +78,21 @@ def server(*arguments: str) -> Iterator[tuple[int, int]]:
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Either way to find sockets: the object for older kernels has no iterator."""
     if request.param == DESCRIPTORS:
-        monkeypatch.setattr(http, "_load", load_for_older_kernels)
+        monkeypatch.setattr(http, "load_newest", load_for_older_kernels)
     elif not has_loop():
         pytest.skip("this kernel takes the object without the iterator (Linux 5.17)")
     return str(request.param)
 
 
-def load_for_older_kernels(options: http.HttpOptions, stripes: int) -> BpfObject:
-    return http._load_one("http_v2", options, stripes)
+def load_for_older_kernels(name: str, prepare: Callable[[BpfObject], None]) -> BpfObject:
+    return loading._load(f"{name}_v2", prepare)
 
 
 @pytest.fixture
-def older() -> Iterator[BpfObject]:
+def older(monkeypatch: pytest.MonkeyPatch) -> Iterator[BpfObject]:
     """The object for older kernels, loaded and not attached."""
-    with load_for_older_kernels(http.HttpOptions(), 1) as program:
+    monkeypatch.setattr(http, "load_newest", load_for_older_kernels)
+    with http._load(http.HttpOptions(), 1) as program:
         yield program
 
 
@@ -318,7 +321,8 @@ def test_without_the_right_to_trace_there_is_a_warning() -> None:
     # GIVEN a podscope that may do all but look into other processes
     code = (
         "from podscope.sources import http\n"
-        "http._load = lambda options, stripes: http._load_one('http_v2', options, stripes)\n"
+        "from podscope.sources import loading\n"
+        "http.load_newest = lambda name, prepare: loading._load(f'{name}_v2', prepare)\n"
         "http.HttpSource().close()\n"
     )
     drop = ["setpriv", "--inh-caps=-sys_ptrace", "--bounding-set=-sys_ptrace"]

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import time
 from collections.abc import Collection
@@ -24,12 +23,12 @@ from podscope.kernel.maps import HashMap
 from podscope.kernel.maps import MmapArray
 from podscope.kernel.maps import StackMap
 from podscope.kernel.objects import BpfObject
-from podscope.kernel.objects import LoadError
 from podscope.kernel.probes import find_cgroup2
 from podscope.kernel.rings import Ring
 from podscope.schema import error_mask
 from podscope.sources.loading import cgroup_directory
 from podscope.sources.loading import executable_of
+from podscope.sources.loading import load_newest
 from podscope.sources.open_sockets import note_open_sockets
 
 # enum bpf_attach_type (include/uapi/linux/bpf.h)
@@ -549,20 +548,10 @@ def _stripes(cpus: int) -> int:
 def _load(options: HttpOptions, stripes: int) -> BpfObject:
     """The newest object that this kernel takes.
 
-    ``http`` needs bpf_loop() and atomic instructions that return a value (Linux commits
-    e6f2dd0f8067, in 5.17, and 5ffa25502b5a, in 5.12); ``http_v2`` does without.
+    ``http`` also needs bpf_loop() (Linux commit e6f2dd0f8067, in 5.17).
     """
-    try:
-        return _load_one("http", options, stripes)
-    except LoadError as newest:
-        if newest.code in (errno.EPERM, errno.EMFILE):  # the other would need as much
-            raise
-    return _load_one("http_v2", options, stripes)
 
-
-def _load_one(name: str, options: HttpOptions, stripes: int) -> BpfObject:
-    program = BpfObject.open(name)
-    try:
+    def prepare(program: BpfObject) -> None:
         program.set_constants(
             with_routes=int(options.routes),
             with_peers=_PEERS_KNOWN if options.known_peers else int(options.peers),
@@ -570,7 +559,7 @@ def _load_one(name: str, options: HttpOptions, stripes: int) -> BpfObject:
             routes_per_workload=options.routes_per_workload,
         )
         slots = options.max_series + RESERVED
-        for map_name, entries in (
+        for name, entries in (
             ("series_slots", slots),
             ("series_info", slots),
             ("free_slots", slots),
@@ -579,11 +568,9 @@ def _load_one(name: str, options: HttpOptions, stripes: int) -> BpfObject:
             ("free_chunks", slots * CHUNKS_PER_SERIES),
             ("request_ring", options.ring_bytes if options.log or options.log_later else 4096),
         ):
-            program.resize_map(map_name, entries)
-        return program.load()
-    except BaseException:
-        program.close()
-        raise
+            program.resize_map(name, entries)
+
+    return load_newest("http", prepare)
 
 
 def _reasons(enum: dict[str, int]) -> dict[str, int]:
