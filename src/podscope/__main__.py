@@ -7,22 +7,25 @@ Exit codes: 0 done, 1 it could not be done, 2 wrong usage, 130 ended by Ctrl-C b
 
 from __future__ import annotations
 
-import argparse
-import errno
-import io
-import os
-import signal
-import sys
-import warnings
-from typing import TYPE_CHECKING
-from typing import Any
-from typing import NoReturn
-from typing import cast
+try:
+    import argparse
+    import errno
+    import io
+    import os
+    import signal
+    import sys
+    import warnings
+    from typing import TYPE_CHECKING
+    from typing import Any
+    from typing import NoReturn
+    from typing import cast
 
-from podscope import __version__
-from podscope.commands import ALIASES
-from podscope.commands import COMMANDS
-from podscope.errors import PodscopeError
+    from podscope import __version__
+    from podscope.commands import ALIASES
+    from podscope.commands import COMMANDS
+    from podscope.errors import PodscopeError
+except KeyboardInterrupt:  # before `main`, which has its own way to end
+    raise SystemExit(130) from None
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

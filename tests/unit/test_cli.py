@@ -328,6 +328,32 @@ def test_errors_of_a_command_are_one_line_and_its_exit_code(tmp_path, body, code
     assert shown.stderr == error
 
 
+@pytest.mark.parametrize("module", ["argparse", "podscope.commands"])
+def test_ctrl_c_while_the_program_is_being_imported_ends_it_without_a_word(module):
+    # GIVEN an import in which Ctrl-C is noticed
+    program = f"""
+import sys
+
+class Interrupted:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            raise KeyboardInterrupt
+
+sys.modules.pop({module!r}, None)
+sys.meta_path.insert(0, Interrupted())
+from podscope.__main__ import main
+sys.exit(main(["version"]))
+"""
+
+    # WHEN
+    shown = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+
+    # THEN
+    assert (shown.returncode, shown.stdout, shown.stderr) == (130, "", "")
+
+
 def test_package_gives_its_version_without_numpy():
     # GIVEN / WHEN
     program = "import sys, podscope; print(podscope.__version__, 'numpy' in sys.modules)"
