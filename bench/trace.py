@@ -26,6 +26,13 @@ from podscope.trace.tables import merge
 NODES, KEYS, BUCKETS = 100, 4096, 24
 LINES = 100_000
 RUNS = 5
+# Ends with the first maps that it is told of.
+MAPS = """
+import podscope
+with podscope.trace("interval:ms:10 { @ = count(); }") as trace:
+    next(answer for answer in trace if answer.maps)
+print("first")
+"""
 
 
 def snapshot(node: int) -> MapTable:
@@ -74,7 +81,9 @@ def start_costs() -> dict[str, Any]:
         print("bench/trace: the start needs root and bpftrace", file=sys.stderr)
         return {}
     podscope = [sys.executable, "-m", "podscope", "run", "-e", program]
+    maps = [sys.executable, "-c", MAPS]
     return {
+        "first_maps_ms": milliseconds(lambda: ended(maps)),
         "first_answer_ms": milliseconds(lambda: ended(podscope)),
         "bpftrace_alone_ms": milliseconds(lambda: ended(alone)),
     }

@@ -11,8 +11,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from podscope.cluster_traces import trace
     from podscope.pipeline import watch
+    from podscope.tracing import trace
 
 __version__ = "0.1.0"
 
@@ -21,7 +21,7 @@ __all__ = ["__version__", "trace", "watch"]
 
 def run_trace(*arguments: Any, **options: Any) -> Any:
     """What ``podscope.trace(...)`` does, whose name is a package's, too."""
-    from podscope.cluster_traces import trace
+    from podscope.tracing import trace
 
     return trace(*arguments, **options)
 

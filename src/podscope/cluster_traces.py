@@ -44,7 +44,6 @@ from podscope.trace import jobs
 from podscope.trace import rewrite
 from podscope.trace.following import FAILED
 from podscope.trace.following import Following
-from podscope.trace.host_targets import is_on_host
 from podscope.trace.job_logs import JobLogs
 from podscope.trace.job_logs import read_logs
 from podscope.trace.kept import PREFIX
@@ -57,8 +56,6 @@ from podscope.trace.parse import parse
 from podscope.trace.session import DEADLINE_SECONDS
 from podscope.trace.session import INTERVAL_SECONDS
 from podscope.trace.session import Answer
-from podscope.trace.session import Trace
-from podscope.trace.session import trace as trace_here
 
 if TYPE_CHECKING:
     from podscope.trace.following import Place
@@ -386,52 +383,9 @@ def trace(
     way: str = "auto",
     context: str = "",
     kubeconfig: str = "",
-) -> Trace | ClusterTrace:
-    """Run a bpftrace program on this host, or on the nodes of a cluster.
-
-    A cluster is meant where a target is one of its objects, or one of the options from
-    ``namespace`` on is given.
-
-    Args:
-        program: its text.
-        target: on this host ``unit/NAME``, ``container/ID``, ``pod/UID`` or ``pid/N``; in a cluster
-            ``deploy/X``, ``pod/X``, ``node/X`` and so on. Several with blanks between them; empty:
-            the whole host, or all pods of the namespace.
-        interval: seconds between two answers.
-        deadline: seconds after which it is ended.
-        arguments: ``$1`` and on.
-        confine: let the program see the target alone; else it only gives ``$container_pid``.
-        unsafe: allow ``system()`` and its like.
-        by: in a cluster: keep maps apart by ``node`` or ``pod``.
-        namespace: of the target and of the trace; empty: that of the context.
-        selector: pods with these labels.
-        container: only containers of this name.
-        all_nodes: all nodes, each as a whole.
-        way: ``jobs``, ``agents``, or ``auto``: by agents where it can be.
-        context: of the kubeconfig; empty: the current one.
-        kubeconfig: a file; empty: as kubectl finds it.
-
-    Returns:
-        The running program: iterate over it inside of a ``with``.
-
-    Raises:
-        UsageError: no program, or no such target.
-        PodscopeError: it cannot be run.
-    """
+) -> ClusterTrace:
+    """As `podscope.tracing.trace`, in a cluster."""
     words = target.split()
-    of_cluster = (namespace, selector, container, all_nodes, context, kubeconfig)
-    if not any(of_cluster) and all(map(is_on_host, words)):
-        if by:
-            raise UsageError(f"by={by!r}: only in a cluster")
-        return trace_here(
-            program,
-            target,
-            interval=interval,
-            deadline=deadline,
-            arguments=arguments,
-            confine=confine,
-            unsafe=unsafe,
-        )
     if by not in ("", "node", "pod") or way not in WAYS:
         raise UsageError("by is node or pod, way is one of " + ", ".join(WAYS))
     if not program.strip():

@@ -40,16 +40,8 @@ RBAC = "apis/rbac.authorization.k8s.io/v1"
 @pytest.fixture(scope="module")
 def space(cluster) -> Iterator[None]:
     """Four pods of a Deployment on two nodes, and a busy neighbour on each."""
-    namespace = workloads.made("v1", "Namespace", SPACE, {})
-    create(
-        cluster,
-        ("api/v1/namespaces", namespace),
-        traces.deployment("web", 4),
-        traces.deployment("busy", 2),
-    )
-    wait(lambda: len(pods(cluster, "web")) == 4 and len(pods(cluster, "busy")) == 2, PATIENCE)
-    yield
-    delete(cluster, f"api/v1/namespaces/{SPACE}")
+    with traces.traced(cluster, 4):
+        yield
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from traces import mark
 from traces import marked_until
 from traces import marking
 from traces import pods
-from workloads import create
 from workloads import delete
 from workloads import patch
 from workloads import wait
@@ -31,17 +30,9 @@ def tracing_agents(cluster) -> Iterator[None]:
         pytest.skip("podscope is installed in this cluster: run 'podscope uninstall' first")
     done = cluster.podscope("install", "--image", cluster.image, "--set", "traces=true")
     assert done.returncode == 0, done.stderr
-    space = workloads.made("v1", "Namespace", SPACE, {})
-    create(
-        cluster,
-        ("api/v1/namespaces", space),
-        traces.deployment("web", 2),
-        traces.deployment("busy", 2),
-    )
-    wait(lambda: len(pods(cluster, "web")) == 2 and len(pods(cluster, "busy")) == 2, PATIENCE)
-    yield
+    with traces.traced(cluster, 2):
+        yield
     cluster.podscope("uninstall")
-    delete(cluster, f"api/v1/namespaces/{SPACE}")
 
 
 def ready_agents(cluster) -> list[str]:

@@ -10,6 +10,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from typing import Any
 from typing import Self
@@ -85,6 +87,23 @@ def deployment(name: str, replicas: int) -> tuple[str, Row]:
     spread = body["spec"]["template"]["spec"]["topologySpreadConstraints"]
     body["spec"]["template"]["spec"] = pod_spec() | {"topologySpreadConstraints": spread}
     return DEPLOYMENTS, body
+
+
+@contextmanager
+def traced(cluster: Cluster, web: int) -> Iterator[None]:
+    """So many pods of a Deployment, and two busy neighbours, for a while."""
+    namespace = workloads.made("v1", "Namespace", SPACE, {})
+    workloads.create(
+        cluster,
+        ("api/v1/namespaces", namespace),
+        deployment("web", web),
+        deployment("busy", 2),
+    )
+    workloads.wait(
+        lambda: len(pods(cluster, "web")) == web and len(pods(cluster, "busy")) == 2, PATIENCE
+    )
+    yield
+    workloads.delete(cluster, f"api/v1/namespaces/{SPACE}")
 
 
 def pods(cluster: Cluster, app: str) -> dict[str, str]:

@@ -32,6 +32,7 @@ ROOMS = (
     {"agent", "remote", "deploy"},
     {"agent_traces"},
     {"cluster_traces"},
+    {"tracing"},
     {"commands", "tui", "web", "__main__"},
 )
 # What passes between the rooms, and the arithmetic on it.

@@ -355,3 +355,24 @@ def test_a_node_that_is_gone_ends_as_failed_with_what_it_told_and_the_others_go_
     assert following.states()["node-a"][0] == "failed"
     assert gone in following.states()["node-a"][1]
     assert following.states()["node-b"] == ("ended", "")
+
+
+def test_the_first_maps_of_each_node_are_shown_at_once_however_long_the_interval():
+    # GIVEN
+    more = {name: threading.Event() for name in "ab"}
+    says = {
+        f"pod-{name}": [[said(name, 1, last=False), more[name], said(name, 5)]] for name in "ab"
+    }
+    place = Place({name: [Seen(f"pod-{name}")] for name in "ab"}, says)
+    sums = []
+
+    # WHEN
+    with Following(place, kept("a", "b"), interval=3600.0) as following:
+        for answer in following:
+            sums += [answer.maps["@"].to_dict()[()]] if answer.maps else []
+            if sums[-1:] == [2]:
+                for one in more.values():
+                    one.set()
+
+    # THEN
+    assert sums[-2:] == [2, 10]

@@ -151,6 +151,19 @@ def test_snapshots_print_aggregations_and_leave_out_what_is_only_remembered():
     assert 'END { printf("T last\\n"); clear(@start); }' in text
 
 
+def test_long_intervals_have_snapshots_in_the_first_second_alone_before():
+    # GIVEN
+    program = parse("kprobe:f { @n++; }")
+
+    # WHEN
+    made = squeezed(rewrite.with_snapshots(program, maps.shapes(program).values(), "T", 5000))
+
+    # THEN
+    body = '{ printf("T begin\\n"); print(@n); printf("T end\\n"); }'
+    assert f"interval:ms:5000 {body}" in made
+    assert f"interval:ms:200 / elapsed < 900000000 / {body}" in made
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

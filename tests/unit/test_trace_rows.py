@@ -30,6 +30,7 @@ from podscope.sinks.prometheus_write import Prometheus
 from podscope.sinks.prometheus_write import PrometheusSettings
 from podscope.sinks.rows import Rows
 from podscope.sinks.trace_metrics import points
+from podscope.trace import scripts
 from podscope.trace.decode import MapData
 from podscope.trace.maps import MapShape
 from podscope.trace.rows import Origin
@@ -208,7 +209,7 @@ def test_sinks_that_cannot_be_are_refused_in_a_line(flags, told):
     # WHEN / THEN
     with (
         pytest.raises(UsageError, match=told.replace("?", ".")),
-        trace_sinks.feed(parser.parse_args(flags), Origin(), PROGRAM),
+        trace_sinks.feed(parser.parse_args(flags), scripts.read("", PROGRAM)),
     ):
         pass
 

@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     from podscope.commands import run_cluster
     from podscope.identity.kubernetes_client import find_server
     from podscope.trace.following import Following
-    from podscope.trace.rows import Origin
+    from podscope.trace.scripts import Script
 
     interval = filters.duration_ns(args.interval, "--interval", least_ns=_LEAST_INTERVAL_NS) / 1e9
     server = find_server(args.kubeconfig or "", args.context or "")
@@ -61,9 +61,9 @@ def run(args: argparse.Namespace) -> int:
         columns, speaks = run_cluster.program_of(about)
         places = ("node", "pod") if kept.of_pods else ("node",)
         view = showing.View(args.output, kept.title, columns, places)
-        origin = Origin(kept.name, kept.title, columns=columns)
-        program = about.program if about is not None else ""
-        with trace_sinks.feed(args, origin, program, start_ns=_began(kept.created)) as feed:
+        script = Script(kept.title, about.program if about is not None else "", "", columns)
+        began = _began(kept.created)
+        with trace_sinks.feed(args, script, name=kept.name, start_ns=began) as feed:
             shown = run_cluster.InCluster(following, kept.target, speaks, feed)
             return run_cluster.show(shown, view, sys.stdout)
 

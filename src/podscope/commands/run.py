@@ -342,13 +342,10 @@ def run(args: argparse.Namespace) -> int:
 def _run_here(chosen: Options, args: argparse.Namespace) -> int:
     import socket
 
-    from podscope.trace.rows import Origin
-
-    origin = Origin(program=chosen.script.name, columns=chosen.script.columns)
     with Lifetime() as lifetime, stopping(chosen.stop_port):
         begin = _planned(chosen)
         with (
-            trace_sinks.feed(args, origin, chosen.script.text, host=socket.gethostname()) as feed,
+            trace_sinks.feed(args, chosen.script, host=socket.gethostname()) as feed,
             place(chosen) as out,
             begin() as trace,
         ):

@@ -41,7 +41,6 @@ from podscope.trace.following import STARTING
 from podscope.trace.following import Following
 from podscope.trace.parse import ProgramError
 from podscope.trace.parse import parse
-from podscope.trace.rows import Origin
 from podscope.trace.tools import asks_for_process
 
 if TYPE_CHECKING:
@@ -64,10 +63,9 @@ def run(chosen: Options, args: argparse.Namespace) -> int:
     change = _change(args)
     _tell_unused(args)
     space = asked.scope.namespace or ""
-    origin = Origin(request.name, chosen.script.name, space, chosen.script.columns)
     with (
         Lifetime() as lifetime,
-        trace_sinks.feed(args, origin, chosen.script.text) as feed,
+        trace_sinks.feed(args, chosen.script, name=request.name, namespace=space) as feed,
         Ways(server, args.agent_namespace) as ways,
     ):
         by_agents = cluster_traces.is_by_agents(args.way, parts, ways, _jobs_only(asked, args))
@@ -98,7 +96,7 @@ def run(chosen: Options, args: argparse.Namespace) -> int:
             places = ("node", "pod") if asked.of_pods and chosen.confine else ("node",)
             view = showing.View(chosen.form, chosen.script.name, chosen.script.columns, places)
             try:
-                return show(InCluster(following, chosen.target, speaks, feed), view, out)
+                return show(InCluster(following, request.target, speaks, feed), view, out)
             except KeyboardInterrupt:
                 name = kept.name.removeprefix(traces.PREFIX)
                 print(

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from podscope.sinks.outputs import Outputs
     from podscope.trace.maps import MapShape
-    from podscope.trace.rows import Origin
     from podscope.trace.rows import TraceRows
+    from podscope.trace.scripts import Script
     from podscope.trace.session import Answer
 
 
@@ -60,14 +60,21 @@ class Feed:
 
 @contextmanager
 def feed(
-    args: argparse.Namespace, origin: Origin, program: str, *, host: str = "", start_ns: int = 0
+    args: argparse.Namespace,
+    script: Script,
+    *,
+    name: str = "",
+    namespace: str = "",
+    host: str = "",
+    start_ns: int = 0,
 ) -> Iterator[Feed | None]:
     """What gives answers to the sinks of the configuration; None: there is none.
 
     Args:
         args: the flags.
-        origin: what all rows have in common.
-        program: its text.
+        script: what runs.
+        name: of the trace, in a cluster.
+        namespace: of its pods, where all are of one.
         host: ``host.name`` of all rows.
         start_ns: when the trace began; 0: now.
 
@@ -83,13 +90,15 @@ def feed(
     from podscope import schema_trace
     from podscope.commands.configured import outputs
     from podscope.sources import source
+    from podscope.trace.rows import Origin
     from podscope.trace.rows import TraceRows
     from podscope.trace.rows import metrics_of
 
     chosen = config.load(args.config, os.environ, {})
     if not chosen.sinks:
         raise UsageError(f"{args.config}: it has no sinks")
-    metrics = metrics_of(args.metric, program)
+    metrics = metrics_of(args.metric, script.text)
+    origin = Origin(name, script.name, namespace, script.columns)
     # A file that agents have, too, may name other kinds.
     kinds = (*schema_trace.KINDS, "http", "request", *source.kinds())
     made = TraceRows(origin, metrics, start_ns or time.time_ns())

@@ -15,7 +15,7 @@ class _Callable(ModuleType):
     """This module: ``podscope.trace`` is its name, and that of the function."""
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
-        """See ``podscope.cluster_traces.trace``."""
+        """See ``podscope.tracing.trace``."""
         from podscope import run_trace
 
         return run_trace(*arguments, **options)

@@ -177,13 +177,16 @@ class Following:
     def __iter__(self) -> Iterator[Answer]:
         """Answers as they come; the last one has ``last``."""
         due = time.monotonic() + self._interval
+        known = 0
         while True:
             done = self._is_done()
             lines = self._new_lines(0.0 if done else _POLL_SECONDS)
             now = time.monotonic()
             if (done and self._lines.empty()) or now > self._grace_end or self.left:
                 break
-            if lines or now >= due:
+            # The first that a node tells of its maps is shown at once.
+            before, known = known, self._with_maps()
+            if lines or now >= due or known > before:
                 due = max(due + self._interval, now) if now >= due else due
                 yield Answer(tuple(lines), self.maps(), time.time_ns())
         lines += [Text(text, *whose) for whose, text in self._rests()]
@@ -210,6 +213,11 @@ class Following:
         """The maps of all nodes together."""
         gathered = self.gathered()
         return gathered.maps(by_node=self._by_node) if gathered.reports else {}
+
+    def _with_maps(self) -> int:
+        """How many have told of maps."""
+        reports = [one.reader.report for one in self._now()]
+        return sum(report is not None and bool(report.maps) for report in reports)
 
     def shapes(self) -> Mapping[str, MapShape]:
         """What the parts of keys are called."""

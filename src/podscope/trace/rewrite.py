@@ -19,6 +19,8 @@ from podscope.trace.maps import MapShape
 CGROUPS = "@podscope_cgroups"
 # How many lines a program has written: bpftrace does not tell of all that were lost.
 LINES = "@podscope_lines"
+# First snapshots, and until when after the start there are any between intervals.
+_EARLY_MS, _EARLY_END_MS = 200, 900
 _RESERVED = "@podscope_"
 # Probes that no program of the target runs: they are bpftrace's own, or a clock's.
 _UNCONFINED = frozenset({"BEGIN", "END", "begin", "end", "interval", "i", "self", "test", "bench"})
@@ -214,7 +216,8 @@ def with_snapshots(
     Maps are printed as they stand and never cleared: what comes between a print and a clear would
     be in neither. A mark at the end tells that what follows are the last values. Until then two
     kinds of maps are left out: those in which a program only remembers something, and those with
-    stacks of user space, whose names bpftrace would look up anew each time.
+    stacks of user space, whose names bpftrace would look up anew each time. Where intervals are
+    long, there are some in the first second too: who waits sees something.
     """
     shown = [
         one
@@ -224,9 +227,14 @@ def with_snapshots(
     ]
     prints = [_call("print", syntax.Map(one.name)) for one in shown]
     body = syntax.Block((_mark(token, "begin"), *prints, _mark(token, "end")))
-    clock = syntax.Probe((f"interval:ms:{interval_ms}",), None, body)
+    clocks = [syntax.Probe((f"interval:ms:{interval_ms}",), None, body)]
+    if interval_ms > _EARLY_END_MS:
+        young = syntax.Binary(
+            syntax.Name("elapsed"), "<", syntax.Integer(str(_EARLY_END_MS * 10**6))
+        )
+        clocks.append(syntax.Probe((f"interval:ms:{_EARLY_MS}",), young, body))
     made = _with_first(program, "END", [_mark(token, "last")])
-    return replace(made, items=(*made.items, clock))
+    return replace(made, items=(*made.items, *clocks))
 
 
 def with_counted_lines(program: syntax.Program) -> syntax.Program:
