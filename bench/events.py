@@ -14,10 +14,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from collections.abc import Sequence
+from contextlib import ExitStack
 from contextlib import closing
+from contextlib import nullcontext
 from contextlib import suppress
 from typing import Any
 
+import rivals
 import variants
 from http_engine import lines
 from http_engine import positive
@@ -29,10 +33,13 @@ from podscope.kernel.probes import find_cgroup2
 from podscope.sources.dns import DnsSource
 from podscope.sources.listen import ListenSource
 from podscope.sources.loading import cgroup_directory
+from podscope.sources.oom import OomSource
 from podscope.sources.tcp import TcpOptions
 from podscope.sources.tcp import TcpSource
 
 ENDS = 2
+PAIR_CONNECTIONS = 2000
+WARM_UP = 300
 
 
 class Yardstick:
@@ -66,7 +73,26 @@ VARIANTS: dict[str, Callable[[], Any]] = {
     "listen": ListenSource,
     "dns": DnsSource,
 }
-RATED = ("noop", "floor", "tcp")
+
+
+class Always:
+    """All that an agent has on beside HTTP."""
+
+    def __init__(self) -> None:
+        self._open = ExitStack()
+        for make in (OomSource, ListenSource, VARIANTS["tcp"], DnsSource):
+            self._open.enter_context(closing(make()))
+
+    def close(self) -> None:
+        """Detaches the programs."""
+        self._open.close()
+
+
+# What becomes of rate and CPU is measured of these.
+RATED: dict[str, Callable[[], Any]] = {
+    **{name: VARIANTS[name] for name in ("noop", "floor", "tcp")},
+    "always": Always,
+}
 
 
 def main() -> int:
@@ -74,9 +100,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="bench/events", description=__doc__)
     parser.add_argument("--rounds", type=positive, default=5, help="of all variants (5)")
     parser.add_argument("--connections", type=positive, default=3000, help="of each run (3000)")
+    parser.add_argument("--pairs", type=positive, default=12, help="for rate and CPU (12)")
     args = parser.parse_args()
     try:
-        print(lines(measure(args.rounds, args.connections)))
+        print(lines(measure(args.rounds, args.connections) | rated(args.pairs)))
     except (PodscopeError, OSError) as error:
         print(f"events: {error}", file=sys.stderr)
         return 1
@@ -84,29 +111,61 @@ def main() -> int:
 
 
 def measure(rounds: int, connections: int) -> dict[str, Any]:
-    """Kernel time of each variant, and what each takes of the rate; medians."""
+    """Kernel time of each variant and each rival, medians; why where there is none."""
     ns: dict[str, list[float]] = {name: [] for name in VARIANTS}
-    losses: dict[str, list[float]] = {name: [] for name in RATED}
+    refused: dict[str, str] = {}
     for number in range(rounds):
         print(f"events: round {number + 1} of {rounds}", file=sys.stderr)
         with variants.run_times():
             for name, make in VARIANTS.items():
                 ns[name].append(kernel_ns(make, connections) / connections / ENDS)
-        for name in RATED:
-            losses[name].append(loss(VARIANTS[name], connections))
+            for name in [one for one in rivals.NAMES if one not in refused]:
+                try:
+                    spent = rival_ns(name, connections) / connections / ENDS
+                    ns.setdefault(name, []).append(spent)
+                except PodscopeError as error:
+                    refused[name] = str(error)
     middle = {name: statistics.median(values) for name, values in ns.items()}
     own = {name: value - middle["noop"] for name, value in middle.items()}
     return {
         **{f"{name}_ns": round(value) for name, value in middle.items()},
         "ratio_tcp": round(middle["tcp"] / middle["floor"], 2),
         "ratio_tcp_less_noop": round(own["tcp"] / own["floor"], 2),
-        **{
-            f"{name}_throughput_loss_pct": round(statistics.median(values), 1)
-            for name, values in losses.items()
-        },
         "kernel": {name: spread(values) for name, values in ns.items()},
-        "throughput": {name: spread(values) for name, values in losses.items()},
+        "refused": refused,
     }
+
+
+def rated(pairs: int) -> dict[str, Any]:
+    """What each takes of the rate of connections, and adds to their CPU, per cent; medians.
+
+    Pairs are measured within a few seconds and take turns, so that what else the machine does meets
+    all of them.
+    """
+    rates: dict[str, list[float]] = {name: [] for name in RATED}
+    more: dict[str, list[float]] = {name: [] for name in RATED}
+    for number in range(pairs):
+        print(f"events: pair {number + 1} of {pairs}", file=sys.stderr)
+        for name, make in RATED.items():
+            rate, cpu = pair(make)
+            rates[name].append(100 * (1 - rate))
+            more[name].append(100 * (cpu - 1))
+    return {
+        **{
+            f"{name}_throughput_loss_pct": round(statistics.median(rates[name]), 1)
+            for name in RATED
+        },
+        **{f"{name}_cpu_pct": round(statistics.median(more[name]), 1) for name in RATED},
+        "throughput": {name: quartiles(values) for name, values in rates.items()},
+        "cpu": {name: quartiles(values) for name, values in more.items()},
+    }
+
+
+def quartiles(values: Sequence[float]) -> dict[str, float]:
+    """Median and quartiles, and of how many."""
+    first, median, third = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
+    named = {"median": median, "first_quartile": first, "third_quartile": third}
+    return {name: round(value, 2) for name, value in named.items()} | {"n": len(values)}
 
 
 def kernel_ns(make: Callable[[], Any], connections: int) -> int:
@@ -118,6 +177,14 @@ def kernel_ns(make: Callable[[], Any], connections: int) -> int:
         return variants.run_time(programs)[0] - before
 
 
+def rival_ns(name: str, connections: int) -> int:
+    """The same of a rival. Raises PodscopeError: it does not run here."""
+    with closing(rivals.Rival(name)) as rival:
+        before = rival.kernel_ns()
+        storm(connections)
+        return rival.kernel_ns() - before
+
+
 def descriptors(program: BpfObject) -> list[int]:
     """Descriptors of the programs that are loaded."""
     found = []
@@ -127,16 +194,17 @@ def descriptors(program: BpfObject) -> list[int]:
     return found
 
 
-def loss(make: Callable[[], Any], connections: int) -> float:
-    """How much lower the rate is with a variant, per cent; each is measured twice."""
-    rates: dict[bool, float] = {True: 0.0, False: 0.0}
+def pair(make: Callable[[], Any]) -> tuple[float, float]:
+    """Rate of connections with a variant over that without, and CPU of one likewise."""
+    rates = {True: 0.0, False: 0.0}
+    cpu = {True: 0.0, False: 0.0}
     for watched in (False, True, True, False):
-        if not watched:
-            rates[watched] += storm(connections)
-            continue
-        with closing(make()):
-            rates[watched] += storm(connections)
-    return 100 * (1 - rates[True] / rates[False])
+        with closing(make()) if watched else nullcontext():
+            storm(WARM_UP)
+            begun = time.process_time()
+            rates[watched] += storm(PAIR_CONNECTIONS)
+            cpu[watched] += time.process_time() - begun
+    return rates[True] / rates[False], cpu[True] / cpu[False]
 
 
 def storm(connections: int) -> float:

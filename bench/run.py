@@ -45,13 +45,14 @@ def commands(quick: bool) -> dict[str, list[str]]:
     """The benchmarks by name, and how each is called."""
     engine = [str(HERE / "http_engine.py")]
     short = ["--rounds", "3", "--pairs", "8", "--seconds", "2"] if quick else []
+    events = ["--rounds", "2", "--pairs", "3"] if quick else []
     long_heads = ["--only", "engine", "--extra-head", LONG_HEAD]
     return {
         "http_engine": [*engine, *short],
         "http_engine_long_heads": [*engine, *short, *long_heads],
         "ring_drain": [str(HERE / "ring_drain.py")],
         "node_agent": [str(HERE / "node_agent.py")],
-        "events": [str(HERE / "events.py"), *(["--rounds", "2"] if quick else [])],
+        "events": [str(HERE / "events.py"), *events],
         "sinks": [str(HERE / "sinks.py"), *(["--rounds", "1"] if quick else [])],
         "reflector": [str(HERE / "reflector.py"), *(["--rounds", "1"] if quick else [])],
         "trace": [str(HERE / "trace.py")],
