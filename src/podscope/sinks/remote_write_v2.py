@@ -112,8 +112,7 @@ def request(
         for place in shot.places.tolist()
     ]
     sides = [heads[one.side] for one in templates]
-    make = _native if native else _classic
-    series = make(sides, labels, told, (shot, *times))
+    series = _all_series([*zip(sides, labels, told, strict=True)], (shot, *times), native=native)
     return symbols.message() + series
 
 
@@ -136,49 +135,37 @@ def _exemplar(one: Exemplar, symbols: Symbols) -> bytes:
     return protobuf.of_length(4, told + protobuf.number(3, one.milliseconds))
 
 
-_Values = tuple[Shot, Array, Array | None]
+# Of a series: what it begins with, its labels before and after ``le``, its examples by bucket.
+_Told = tuple[_Heads, tuple[bytes, bytes], Mapping[int, bytes]]
 
 
-def _classic(
-    heads: Sequence[_Heads],
-    labels: Sequence[tuple[bytes, bytes]],
-    exemplars: Sequence[Mapping[int, bytes]],
-    told: _Values,
+def _all_series(
+    told: Sequence[_Told], values_at: tuple[Shot, Array, Array | None], *, native: bool
 ) -> bytes:
-    shot, times, since = told
+    """The time series: histograms that are whole, and those whose numbers are put in at the end."""
+    shot, times, since = values_at
     sample = protobuf.of_length(2, _SAMPLE + (_SINCE if since is not None else b""))
-    parts = []
-    for head, (before, after), some in zip(heads, labels, exemplars, strict=True):
-        end = head.metadata + sample
-        for bucket, (name, bound) in enumerate(head.durations):
-            refs = name + before + bound + after
-            parts.append(_series(refs, some.get(bucket, b"") + end))
-        parts += [_series(name + before + after, of + sample) for name, of in head.bodies]
-    return put_in(parts, _at_end(values(shot), times, since))
-
-
-def _native(
-    heads: Sequence[_Heads],
-    labels: Sequence[tuple[bytes, bytes]],
-    exemplars: Sequence[Mapping[int, bytes]],
-    told: _Values,
-) -> bytes:
-    shot, times, since = told
-    sample = protobuf.of_length(2, _SAMPLE + (_SINCE if since is not None else b""))
-    ends = times.tolist()
-    starts = [0] * len(ends) if since is None else since.tolist()
     histograms, parts = [], []
-    for row, (head, (before, after), some) in enumerate(zip(heads, labels, exemplars, strict=True)):
-        counted = (shot.buckets[row], int(shot.count[row]), float(shot.sum[row]))
-        made = histogram(*counted, ends[row])
-        if starts[row]:
-            made += protobuf.number(17, starts[row])
-        examples = b"".join(some.values())
-        rest = protobuf.of_length(3, made) + examples + head.metadata
-        histograms.append(_series(head.native + before + after, rest))
+    for row, (head, (before, after), examples) in enumerate(told):
+        if native:
+            made = _histogram(shot, row, int(times[row]), 0 if since is None else int(since[row]))
+            rest = made + b"".join(examples.values()) + head.metadata
+            histograms.append(_series(head.native + before + after, rest))
+        else:
+            end = head.metadata + sample
+            parts += [
+                _series(name + before + bound + after, examples.get(bucket, b"") + end)
+                for bucket, (name, bound) in enumerate(head.durations)
+            ]
         parts += [_series(name + before + after, of + sample) for name, of in head.bodies]
-    bodies = np.stack((shot.request_bytes, shot.response_bytes), axis=1).astype(float)
-    return b"".join(histograms) + put_in(parts, _at_end(bodies, times, since))
+    numbers = values(shot)[:, -2:] if native else values(shot)
+    return b"".join(histograms) + put_in(parts, _at_end(numbers, times, since))
+
+
+def _histogram(shot: Shot, row: int, time: int, since: int) -> bytes:
+    """A native histogram; ``since`` is 0 where it is not told."""
+    made = histogram(shot.buckets[row], int(shot.count[row]), float(shot.sum[row]), time)
+    return protobuf.of_length(3, made + (protobuf.number(17, since) if since else b""))
 
 
 def _series(refs: bytes, rest: bytes) -> bytes:
