@@ -239,7 +239,11 @@ def test_the_same_rows_sent_again_are_the_same_bytes(stub):
 
 @pytest.mark.parametrize(
     ("settings", "said"),
-    [({}, "org and bucket are missing"), ({"version": 1, "token": Secret(variable="A")}, "token")],
+    [
+        ({}, "org and bucket are missing"),
+        ({"version": 1, "token": Secret(variable="A")}, "token"),
+        ({"org": "o", "bucket": "b", "username": "me"}, "username is for version 1"),
+    ],
 )
 def test_settings_of_the_wrong_version_are_refused(settings, said):
     with pytest.raises(ValueError, match=said):

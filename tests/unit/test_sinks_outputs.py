@@ -179,6 +179,23 @@ def test_a_password_in_a_url_is_refused_and_not_shown():
     assert "hunter2" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("kind", "key"),
+    [
+        ("elasticsearch", "api-key"),
+        ("opensearch", "api-key"),
+        ("otlp", "token"),
+        ("prometheus", "token"),
+    ],
+)
+def test_credentials_that_would_be_left_out_are_refused(kind, key):
+    both = {"username": "me", key: {"env": "A"}}
+    with pytest.raises(ValueError, match=f"{key} is in place of username and password"):
+        Choice.read({"type": kind, "url": "http://a", **both})
+    with pytest.raises(ValueError, match="password: username is missing"):
+        Choice.read({"type": kind, "url": "http://a", "password": {"env": "A"}})
+
+
 def test_two_sinks_of_one_name_or_an_unknown_kind_are_refused():
     with pytest.raises(UsageError, match="two are called 'a': give one another name"):
         outputs(choice("a"), choice("a"))

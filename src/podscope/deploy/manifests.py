@@ -47,8 +47,6 @@ TRACES = {"podscope.dev/traces": "true"}
 TRACES_MEMORY = "1536Mi"
 # Where a pod has its queues on disk.
 QUEUES = "/var/lib/podscope"
-# Where a pod has the keys of the Secret podscope-sinks, as files.
-SECRETS = "/var/run/secrets/podscope"
 # Rows that a server never takes, beside each queue: sinks.delivery says it.
 REFUSED = 16 << 20
 PULL_POLICIES = ("Always", "IfNotPresent", "Never")
@@ -144,11 +142,12 @@ def _check_secrets(config: Config) -> None:
     """Raises UsageError for secrets of sinks in variables, which a pod has not."""
     for choice in config.sinks:
         for name, value in msgspec.structs.asdict(choice.settings).items():
-            if isinstance(value, Secret) and (variable := value.variable):
+            if isinstance(value, Secret) and value.variable:
+                key, file = name.replace("_", "-"), f"{stack.SECRETS_PATH}/{value.variable}"
                 raise UsageError(
-                    f"sinks: {choice.settings.title}: {name.replace('_', '-')}: a pod has no "
-                    f"variable {variable}: write {{file: {SECRETS}/{variable}}}, and make it a "
-                    "key of the Secret podscope-sinks"
+                    f"sinks: {choice.settings.title}: {key}: a pod has no variable "
+                    f"{value.variable}: write {{file: {file}}}, and make it a key of the Secret "
+                    "podscope-sinks"
                 )
 
 

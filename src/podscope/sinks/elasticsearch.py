@@ -39,6 +39,7 @@ from podscope.sinks.columns import whole
 from podscope.sinks.http_client import Client
 from podscope.sinks.http_client import Missing
 from podscope.sinks.http_client import ServerSettings
+from podscope.sinks.http_client import check_credentials
 from podscope.sinks.plugin import Partly
 from podscope.sinks.plugin import Refused
 from podscope.sinks.plugin import SinkSettings
@@ -69,6 +70,9 @@ class ElasticsearchSettings(ServerSettings, frozen=True, kw_only=True):
     rollover: Annotated[Duration, Meta(description="age at which an index is done")] = Duration(
         86400
     )
+
+    def __post_init__(self) -> None:
+        check_credentials(self, "api-key", self.api_key)
 
 
 class _Error(msgspec.Struct):

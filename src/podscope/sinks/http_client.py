@@ -58,6 +58,9 @@ class ServerSettings(SinkSettings, frozen=True, kw_only=True):
     compress: Annotated[bool, Meta(description="send bodies with gzip")] = True
     tls: TlsSettings = TlsSettings()
 
+    def __post_init__(self) -> None:
+        check_credentials(self)
+
 
 class Client:
     """Sends requests to one server.
@@ -162,6 +165,22 @@ def basic(settings: ServerSettings) -> str:
         return ""
     password = settings.password.text() if settings.password else ""
     return f"Basic {b64encode(f'{settings.username}:{password}'.encode()).decode()}"
+
+
+def check_credentials(
+    settings: ServerSettings, key: str = "", secret: Secret | None = None
+) -> None:
+    """Raises ValueError for credentials that would be left out without a word.
+
+    Args:
+        settings: with a user and a password, or without.
+        key: what may be in their place.
+        secret: its value; None: it is not set.
+    """
+    if settings.password is not None and not settings.username:
+        raise ValueError("password: username is missing")
+    if secret is not None and settings.username:
+        raise ValueError(f"{key} is in place of username and password: set one of them")
 
 
 def check_headers(headers: Sequence[tuple[str, str]]) -> None:

@@ -17,6 +17,7 @@ from podscope.settings import Secret
 from podscope.sinks.http_client import Client
 from podscope.sinks.http_client import Missing
 from podscope.sinks.http_client import ServerSettings
+from podscope.sinks.http_client import check_credentials
 from podscope.sinks.influxdb_compat import Compat
 from podscope.sinks.line_protocol import Distinct
 from podscope.sinks.line_protocol import lines_of
@@ -51,6 +52,9 @@ class InfluxdbSettings(ServerSettings, frozen=True, kw_only=True):
             raise ValueError("org and bucket are missing; or set version: 1, with a database")
         if self.version == 1 and self.token is not None:
             raise ValueError("token is for version 2; version 1 has username and password")
+        if self.version == 2 and self.username:
+            raise ValueError("username is for version 1; version 2 has a token")
+        check_credentials(self)
 
 
 class Influxdb:

@@ -34,6 +34,7 @@ from podscope.sinks.http_client import Client
 from podscope.sinks.http_client import Missing
 from podscope.sinks.http_client import ServerSettings
 from podscope.sinks.http_client import basic
+from podscope.sinks.http_client import check_credentials
 from podscope.sinks.http_client import check_headers
 from podscope.sinks.otlp_grpc import GrpcClient
 from podscope.sinks.otlp_messages import Descriptions
@@ -72,6 +73,7 @@ class OtlpSettings(ServerSettings, frozen=True, kw_only=True):
         if "side" not in self.by:
             raise ValueError("by: side is missing: metrics of servers and clients have two names")
         check_headers(self.headers)
+        check_credentials(self, "token", self.token)
 
 
 class Otlp:

@@ -35,6 +35,7 @@ from podscope.sinks.exemplars import Exemplars
 from podscope.sinks.exemplars import OfSeries
 from podscope.sinks.http_client import Client
 from podscope.sinks.http_client import ServerSettings
+from podscope.sinks.http_client import check_credentials
 from podscope.sinks.http_client import check_headers
 from podscope.sinks.plugin import Partly
 from podscope.sinks.plugin import Refused
@@ -71,6 +72,7 @@ class PrometheusSettings(ServerSettings, frozen=True, kw_only=True):
         if "side" not in self.by:
             raise ValueError("by: side is missing: metrics of servers and clients have two names")
         check_headers(self.headers)
+        check_credentials(self, "token", self.token)
 
 
 class Prometheus:
