@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
-from typing import Any
 from typing import Protocol
 from typing import Self
 
@@ -36,7 +35,6 @@ from podscope.identity.peers import Peers
 from podscope.identity.pods import PodIdentities
 from podscope.kernel.probes import find_cgroup2
 from podscope.pipeline import KINDS
-from podscope.pipeline import Feed
 from podscope.pipeline import Identities
 from podscope.pipeline import Watch
 from podscope.pipeline import open_feeds
@@ -44,6 +42,7 @@ from podscope.scope import Has
 from podscope.sources.cgroups import CgroupSource
 from podscope.sources.http import HttpOptions
 from podscope.sources.http import HttpSource
+from podscope.sources.http import check_rights
 from podscope.sources.source import Source
 from podscope.streams import Asked
 from podscope.streams import Streams
@@ -55,29 +54,42 @@ FIRST_SECONDS = 0.2
 AGAIN_SECONDS = 4.0
 
 
+class Known:
+    """What the API server tells of a node's pods and of their peers. Close it at the end."""
+
+    def __init__(self, server: ApiServer, node: str) -> None:
+        self.node = node
+        self._jobs = Jobs(server)
+        self.cluster = Cluster(self._jobs.find)
+        self.followers = follow(self.cluster, server, node=node)
+
+    def close(self) -> None:
+        """Ends all that it follows."""
+        self.followers.close()
+        self._jobs.close()
+
+
 class NodeIdentities:
     """Names of what runs on a node: follows its cgroups and the API server. Close it at the end.
 
     Args:
-        server: the API server.
-        node: this node's name.
+        known: what the API server tells; closed with this.
         source: the programs whose rows are to be named.
 
     Raises:
         PodscopeError: no cgroup v2, or no rights.
     """
 
-    def __init__(self, server: ApiServer, node: str, source: HttpSource) -> None:
-        root = find_cgroup2()
+    def __init__(self, known: Known, source: HttpSource) -> None:
+        root, node = find_cgroup2(), known.node
         # Sources of their own ask from threads of their own.
         self.lock = threading.Lock()
         self._root, self._name = root, node
         # Events before the walk: what is made meanwhile is in both.
         self._cgroups = CgroupSource()
         self._paths = CgroupPaths(root)
-        self._jobs = Jobs(server)
-        self._cluster = Cluster(self._jobs.find)
-        self._followers = follow(self._cluster, server, node=node)
+        self._known = known
+        self._cluster, self._followers = known.cluster, known.followers
         # Called, from other threads, when something asks to be left alone, or no more.
         self.on_ignore: Callable[[], None] = lambda: None
         for one in (self._followers.pods, self._followers.namespaces, self._followers.nodes):
@@ -177,8 +189,7 @@ class NodeIdentities:
 
     def close(self) -> None:
         """Ends all that it follows."""
-        self._followers.close()
-        self._jobs.close()
+        self._known.close()
         self._cgroups.close()
 
 
@@ -316,10 +327,12 @@ class Agent:
         node: this node's name.
         streams: who listens; gets every batch.
         interval: seconds between two batches of a kind that is counted.
-        kinds: of other sources, whose rows come all the time.
+        kinds: of other sources, whose rows come all the time, after the first of HTTP.
+        tell: called with ``refused`` when the other sources have started.
 
     Attributes:
         refused: why a source of these does not run, by name; the others go on.
+        is_whole: whether the other sources have started.
 
     Raises:
         PodscopeError: no rights, or a host that cannot run the programs.
@@ -332,24 +345,30 @@ class Agent:
         streams: Streams,
         interval: float = 1.0,
         kinds: Sequence[str] = (),
+        *,
+        tell: Callable[[Mapping[str, PodscopeError]], None] = lambda _: None,
     ) -> None:
-        source = HttpSource(HttpOptions(known_peers=True, log_later=True))
+        check_rights()
+        # What takes long first: the API server answers while the kernel looks at the programs.
+        known = Known(server, node)
         try:
-            self.identities = NodeIdentities(server, node, source)
+            source = HttpSource(HttpOptions(known_peers=True, log_later=True))
         except BaseException:
-            source.close()
+            known.close()
             raise
         try:
-            feeds, refused, self._names = self._opened(kinds, {})
+            self.identities = NodeIdentities(known, source)
         except BaseException:
-            self.identities.close()
+            known.close()
             source.close()
             raise
         self._source = source
-        self._names |= dict.fromkeys(KINDS, Named(self.identities))
-        self._watch = Watch(source, (*KINDS, *kinds), interval, self.identities, feeds)
+        self._kinds = tuple(kinds)
+        self._tell = tell
+        self.is_whole = False
+        self._names = dict.fromkeys(KINDS, Named(self.identities))
+        self._watch = Watch(source, KINDS, interval, self.identities)
         self.refused = self._watch.refused
-        self.refused |= refused
         self._others: set[Watch] = set()
         self._streams = streams
         self._log_lock = threading.Lock()
@@ -386,7 +405,7 @@ class Agent:
         self._watch.interval = seconds
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in with_names(chain(self._first(), self._watch), self._names):
+        for batch in with_names(chain(self._first(), self._rest()), self._names):
             if batch.kind == "http":
                 self._ignore()
                 self._know_peers()
@@ -402,7 +421,8 @@ class Agent:
             UsageError: there is no such kind, or option.
             PodscopeError: this node can run none of the sources.
         """
-        feeds, refused, names = self._opened(asked.kinds, asked.sources)
+        names: dict[str, Named] = {}
+        feeds, refused = open_feeds(asked.kinds, asked.sources, identities=self._naming(names))
         if not feeds:
             raise next(iter(refused.values()), UsageError(f"no source gives {asked.kinds}"))
         with Watch(None, asked.kinds, asked.interval, feeds=feeds) as watch:
@@ -413,24 +433,27 @@ class Agent:
             finally:
                 self._others.discard(watch)
 
-    def _opened(
-        self, kinds: Sequence[str], settings: Mapping[str, Any]
-    ) -> tuple[list[Feed], dict[str, PodscopeError], dict[str, Named]]:
-        """Sources of some kinds, those that are refused, and names for the rows by kind."""
-        names: dict[str, Named] = {}
+    def _naming(self, names: dict[str, Named]) -> Callable[[Source], OfSource]:
+        """Names for the rows of each source that is started, which it adds by kind."""
 
         def named(source: Source) -> OfSource:
             found = OfSource(self.identities, source)
             names.update(dict.fromkeys(source.fields, Named(found)))
             return found
 
-        feeds, refused = open_feeds(kinds, settings, identities=named)
-        return feeds, refused, names
+        return named
 
     def _first(self) -> Iterator[Batch]:
         """A look soon after the start: nobody wants to wait for a whole interval."""
         time.sleep(FIRST_SECONDS)
         yield from self._watch.read()
+
+    def _rest(self) -> Iterator[Batch]:
+        """All that comes then, of other sources too: HTTP's rows do not wait for their start."""
+        self._watch.also(self._kinds, identities=self._naming(self._names))
+        self.is_whole = True
+        self._tell(self.refused)
+        yield from self._watch
 
     def _ignore(self) -> None:
         with self._ignore_lock:

@@ -207,20 +207,26 @@ class Watch:
                 yield from self._intervals()
         yield from self.read()
 
-    def also(self, kinds: Sequence[str], settings: Mapping[str, Any] | None = None) -> None:
+    def also(
+        self,
+        kinds: Sequence[str],
+        settings: Mapping[str, Any] | None = None,
+        identities: Callable[[Source], Identities | None] = lambda _: None,
+    ) -> None:
         """Starts the sources of further kinds; to be called before the iteration begins.
 
         ``refused`` has those that this host cannot run.
 
         Args:
             settings: options of sources, by name.
+            identities: as of `open_feeds`.
 
         Raises:
             UsageError: an option that cannot be.
         """
         if not kinds:
             return  # nobody needs to know which sources there are
-        feeds, refused = open_feeds(kinds, settings or {})
+        feeds, refused = open_feeds(kinds, settings or {}, identities=identities)
         self._feeds += tuple(feeds)
         self._kinds += tuple(kinds)
         self.refused |= refused

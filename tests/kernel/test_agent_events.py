@@ -141,6 +141,7 @@ def running(pod: Pod, kinds: tuple[str, ...] = KINDS) -> Iterator[Running]:
         assert agent.identities.wait(SECONDS)
         made = Running(agent)
         try:
+            made.until(lambda: agent.is_whole)
             yield made
         finally:
             made.end()

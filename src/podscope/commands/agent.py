@@ -89,13 +89,12 @@ def run(args: argparse.Namespace) -> int:
         Lifetime() as lifetime,
         _traces(config) as trace_pages,
         http_server.HttpServer((STREAM_HOST, STREAM_PORT), stream_pages | trace_pages),
-        Agent(server, node, streams, float(config.interval), others) as agent,
+        Agent(server, node, streams, float(config.interval), others, tell=tell_refused) as agent,
         http_server.HttpServer(config.listen.pair, _pages(totals, counted, agent)) as served,
         outputs(config, node) as sinks,
         follow(args, config, take),
     ):
         lifetime.begin(agent.stop)
-        tell_refused(agent.refused)
         totals.expose_also(sinks.expose)
         print(f"podscope: watching node {node}; metrics on http://{served.address}/metrics")
         sys.stdout.flush()
@@ -106,7 +105,8 @@ def run(args: argparse.Namespace) -> int:
             totals.add(batch)
             if batch.kind == "http":
                 totals.tell(agent.lost(), agent.cost(), agent.sources())
-                counted.set()
+                if agent.is_whole:
+                    counted.set()
     return 0
 
 

@@ -122,10 +122,14 @@ def events(config: Config) -> tuple[str, ...]:
     Raises:
         UsageError: no source gives one that is asked for.
     """
+    asked = () if config.events == ("none",) else config.events
+    if set(asked) <= set(EVENTS.split(",")):
+        return tuple(
+            dict.fromkeys(asked)
+        )  # who wants the usual ones need not import the sources yet
     from podscope.sources import source
 
-    asked = () if config.events == ("none",) else config.events
-    known = source.kinds() if asked else ()
+    known = source.kinds()
     for one in asked:
         if one not in known:
             told = ", ".join((*known, "none"))

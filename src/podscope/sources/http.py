@@ -157,7 +157,7 @@ class HttpSource:
 
     def __init__(self, options: HttpOptions | None = None) -> None:
         self.options = options or HttpOptions()
-        _check_rights()
+        check_rights()
         self._cgroup = self.options.cgroup or find_cgroup2()
         self._stripes = _stripes(os.cpu_count() or 1)
         self._cleaned = time.monotonic()
@@ -515,7 +515,8 @@ def _address_keys(addresses: Iterable[bytes]) -> npt.NDArray[np.void]:
     return np.frombuffer(b"".join(addresses), np.dtype([("bytes", "u1", 16)]))
 
 
-def _check_rights() -> None:
+def check_rights() -> None:
+    """Raises PodscopeError where no programs may be loaded."""
     if os.geteuid() != 0:
         raise PodscopeError(
             "loading kernel programs needs root (or CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON): "
