@@ -125,6 +125,19 @@ def test_leaving_the_block_ends_all_that_a_tool_has_started():
         time.sleep(0.02)
 
 
+def test_a_tool_that_never_pauses_is_heard_and_ends_at_its_deadline():
+    # GIVEN
+    endless = "import sys\nwhile True: sys.stdout.write('x\\n')"
+
+    # WHEN
+    with ToolTrace(python(endless), deadline=1.0) as trace:
+        answers = [len(answer.lines) for answer in trace]
+
+    # THEN
+    assert len(answers) > 1
+    assert max(answers) <= tools._AT_ONCE
+
+
 def test_the_file_that_a_tool_writes_belongs_to_its_answer_and_goes(tmp_path):
     # GIVEN
     file = tmp_path / "profile"

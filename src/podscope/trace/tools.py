@@ -36,6 +36,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _NODE = "/proc/1/root"
 VARIABLES = ("$container_pid", "$target_pid")
 _LOOK_SECONDS = 0.1
+# Lines of an answer at most: a tool that never pauses is shown, too.
+_AT_ONCE = 10_000
 _TRACING = "/sys/kernel/debug/tracing/events"
 
 
@@ -166,7 +168,7 @@ class ToolTrace:
         self._end = time.monotonic() + deadline
         self._stopped: float | None = None
         self._limits = Limits(tidy(os.urandom(3).hex()))
-        self._lines: queue.Queue[str | None] = queue.Queue(10_000)
+        self._lines: queue.Queue[str | None] = queue.Queue(_AT_ONCE)
         self._last: list[str] = []
         self._process: subprocess.Popen[str] | None = None
         self._failed: OSError | None = None
@@ -253,6 +255,9 @@ class ToolTrace:
         lines: list[str] = []
         while first is not None:
             lines.append(first)
+            if len(lines) >= _AT_ONCE:
+                self._look_at_clock()
+                return lines
             try:
                 first = self._lines.get_nowait()
             except queue.Empty:
