@@ -95,7 +95,7 @@ def test_rows_wait_for_a_url_that_has_moved_and_are_not_sent_there(stub):
     assert len(stub.requests) == 1
 
 
-@pytest.mark.parametrize("status", [404, 405])
+@pytest.mark.parametrize("status", [404, 405, 501])
 def test_what_is_missing_may_come_and_is_told_with_what_to_check(stub, status):
     # GIVEN
     stub.answers = [(status, {}, b"bucket not found")]
@@ -105,6 +105,18 @@ def test_what_is_missing_may_come_and_is_told_with_what_to_check(stub, status):
         Unavailable, match=f"{status} .*bucket not found; nothing takes .*check url"
     ):
         client(stub.url).send("POST", "/x", b"rows")
+
+
+def test_a_page_for_people_is_left_out_of_the_line(stub):
+    # GIVEN
+    stub.answers = [(404, {"Content-Type": "text/html;charset=utf-8"}, b"<html>no</html>")]
+
+    # WHEN
+    with pytest.raises(Unavailable) as caught:
+        client(stub.url).send("POST", "/x", b"rows")
+
+    # THEN
+    assert str(caught.value).endswith("404 Not Found; nothing takes rows there yet: check url")
 
 
 def test_bodies_are_compressed_unless_told_otherwise(stub):

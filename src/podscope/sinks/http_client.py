@@ -28,8 +28,8 @@ from podscope.sinks.plugin import Unavailable
 
 # 408, 425, 429 and 5xx but 501 and 505 may go away by themselves (RFC 9110, section 15; RFC 6585).
 PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
-# They speak of where rows are sent, and not of the rows (RFC 9110, sections 15.5.5 and 15.5.6).
-_NOT_THERE = frozenset({404, 405})
+# They speak of where rows are sent, and not of the rows (RFC 9110, 15.5.5, 15.5.6 and 15.6.2).
+_NOT_THERE = frozenset({404, 405, 501})
 _MOST_SAID = 300
 
 
@@ -108,7 +108,7 @@ class Client:
 
         Raises:
             Unavailable: no answer, or one that says that it is for now.
-            Missing: 404 or 405.
+            Missing: 404, 405 or 501.
             TooLarge: 413.
         """
         told = dict(headers or {})
@@ -142,7 +142,9 @@ class Client:
 
     def said(self, answer: httpx.Response) -> str:
         """``http://host:9200: 400 Bad Request: no such index``: an answer in one line."""
-        text = " ".join(answer.text.split())[:_MOST_SAID]
+        # A page for people says no more than its status.
+        is_page = "html" in answer.headers.get("Content-Type", "")
+        text = "" if is_page else " ".join(answer.text.split())[:_MOST_SAID]
         line = f"{self._settings.url}: {answer.status_code} {answer.reason_phrase}"
         return f"{line}: {text}" if text else line
 
