@@ -421,3 +421,25 @@ def test_a_process_that_ends_has_sent_what_it_had(tmp_path):
 
     # THEN
     assert len((tmp_path / "request.jsonl").read_text().splitlines()) == 3
+
+
+def test_lines_of_several_sinks_are_whole():
+    # GIVEN
+    program = """
+from threading import Thread
+from podscope.commands import configured
+lines = ["x" * n for n in (5, 50, 500)]
+threads = [Thread(target=lambda: [*map(configured.tell, lines * 60)]) for _ in range(8)]
+[one.start() for one in threads]
+[one.join() for one in threads]
+"""
+
+    # WHEN
+    ended = subprocess.run(
+        [sys.executable, "-c", program], stderr=subprocess.PIPE, text=True, check=True
+    )
+
+    # THEN
+    told = ended.stderr.splitlines()
+    assert len(told) == 3 * 60 * 8
+    assert set(told) == {f"podscope: {'x' * n}" for n in (5, 50, 500)}

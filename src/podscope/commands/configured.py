@@ -99,7 +99,7 @@ def follow(args: argparse.Namespace, now: Config, take: Callable[[Config], None]
     """Takes up changes of the file, and tells of them on stderr; for a ``with``."""
     from podscope.config import Follower
 
-    return Follower(args.config, now, lambda: load(args), take, tell=_tell)
+    return Follower(args.config, now, lambda: load(args), take, tell=tell)
 
 
 def request_log(config: Config) -> RequestLog | None:
@@ -159,20 +159,22 @@ def outputs(config: Config, host: str, some: Sequence[str] | None = None) -> Ite
     resource = {"host.name": host, "k8s.cluster.name": config.cluster}
     told = {name: text for name, text in resource.items() if text}
     known = kinds(config) if some is None else some
-    made = Outputs(config.sinks, told, known, grace=float(config.grace), tell=_tell)
+    made = Outputs(config.sinks, told, known, grace=float(config.grace), tell=tell)
     try:
         with made:
             yield made
     finally:
         for line in made.summary():
-            _tell(line)
+            tell(line)
 
 
 def tell_refused(refused: Mapping[str, PodscopeError]) -> None:
     """A line on stderr for each source that cannot run here."""
     for name, error in refused.items():
-        _tell(f"without {name}: {error}")
+        tell(f"without {name}: {error}")
 
 
-def _tell(line: str) -> None:
-    print(f"podscope: {line}", file=sys.stderr, flush=True)
+def tell(line: str) -> None:
+    """A line on stderr; in one piece, since sinks tell theirs at the same time."""
+    sys.stderr.write(f"podscope: {line}\n")
+    sys.stderr.flush()
