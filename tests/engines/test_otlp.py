@@ -137,14 +137,15 @@ def test_kinds_whose_times_are_not_in_order_are_all_taken(sink, prometheus):
 
 
 def test_maps_of_a_trace_are_counters_and_histograms(prometheus):
-    # GIVEN
+    # GIVEN a cluster of its own: of the same pod others have told what is later
     url = Url(f"{prometheus.url}/api/v1/otlp")
     sink = Otlp(OtlpSettings(type="otlp", url=url, signals=("metrics",)))
     start_ns = time.time_ns() - 4 * 10**10
+    made = [sink_rows.trace_rows(step, start_ns=start_ns) for step in (1, 2, 3)]
 
     # WHEN
-    for step in (1, 2, 3):
-        sink.send(sink_rows.trace_rows(step, start_ns=start_ns))
+    for some in made:
+        sink.send(replace(some, resource={**some.resource, "k8s.cluster.name": "traced"}))
     sink.close()
 
     # THEN

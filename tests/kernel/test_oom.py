@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from attached import wait_until_attached
 from in_a_pod import in_a_pod
 
 from podscope.kernel.symbols import Symbols
@@ -385,7 +386,7 @@ def test_scopes_of_the_rows_are_words():
 
 
 def test_the_command_tells_a_kill(memory):
-    # GIVEN the command, and a signal that it has begun: its first line
+    # GIVEN the command, and a sign that it has begun
     command = [sys.executable, "-m", "podscope", "events", "oom", "-o", "json"]
     header = [sys.executable, "-m", "podscope", "events", "oom"]
     for words, as_json in ((command, True), (header, False)):
@@ -393,14 +394,9 @@ def test_the_command_tells_a_kill(memory):
             try:
                 if not as_json:
                     assert process.stdout is not None
-                    assert process.stdout.readline().split() == [
-                        "TIME",
-                        "EVENT",
-                        "WORKLOAD",
-                        "WHAT",
-                    ]
-                else:
-                    time.sleep(2)
+                    told = process.stdout.readline().split()
+                    assert told == ["TIME", "EVENT", "WORKLOAD", "WHAT"]
+                wait_until_attached(process)
 
                 # WHEN
                 pid = outgrow(memory)
