@@ -22,6 +22,7 @@ from typing import IO
 from podscope.errors import PodscopeError
 from podscope.trace.decode import Version
 from podscope.trace.limits import Limits
+from podscope.trace.surroundings import surroundings
 
 ENVIRONMENT = "PODSCOPE_BPFTRACE"
 _TRACEFS = ("/sys/kernel/tracing/events", "/sys/kernel/debug/tracing/events")
@@ -241,12 +242,6 @@ def _environment() -> dict[str, str]:
 
 
 def _surroundings() -> list[str]:
-    """Commands that change what the next one sees, and become it."""
-    before = []
-    if not any(os.path.isdir(one) for one in _TRACEFS) and shutil.which("unshare"):
-        # For this process only: nothing stays mounted.
-        mount = 'mount -t tracefs tracefs /sys/kernel/tracing; exec "$@"'
-        before += ["unshare", "--mount", "--propagation", "private", "sh", "-c", mount, "sh"]
-    if shutil.which("setpriv"):
-        before += ["setpriv", "--pdeathsig", "KILL"]
-    return before
+    if any(os.path.isdir(one) for one in _TRACEFS):
+        return surroundings()
+    return surroundings("tracefs", "/sys/kernel/tracing")

@@ -27,6 +27,7 @@ from podscope.trace.limits import Limits
 from podscope.trace.limits import tidy
 from podscope.trace.maps import MapShape
 from podscope.trace.session import Answer
+from podscope.trace.surroundings import surroundings
 
 # Where bcc's own packages have its tools; Debian also names them so in the PATH.
 _TOOLS = "/usr/share/bcc/tools"
@@ -138,13 +139,9 @@ def _headers(node: str) -> dict[str, str]:
 
 
 def _surroundings() -> list[str]:
-    """Commands that change what the next one sees, and become it."""
-    before = []
-    if not os.path.isdir(_TRACING) and os.geteuid() == 0 and shutil.which("unshare"):
-        # For this process only: nothing stays mounted.
-        mount = 'mount -t debugfs debugfs /sys/kernel/debug; exec "$@"'
-        before += ["unshare", "--mount", "--propagation", "private", "sh", "-c", mount, "sh"]
-    return before + (["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else [])
+    if os.path.isdir(_TRACING) or os.geteuid() != 0:
+        return surroundings()
+    return surroundings("debugfs", "/sys/kernel/debug")
 
 
 class ToolTrace:
