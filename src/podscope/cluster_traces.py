@@ -53,9 +53,8 @@ from podscope.trace.kept import Traces
 from podscope.trace.kept import new_name
 from podscope.trace.parse import ProgramError
 from podscope.trace.parse import parse
-from podscope.trace.session import DEADLINE_SECONDS
-from podscope.trace.session import INTERVAL_SECONDS
 from podscope.trace.session import Answer
+from podscope.trace.session import Terms
 
 if TYPE_CHECKING:
     from podscope.trace.following import Place
@@ -366,49 +365,59 @@ def _new_parts(parts: Sequence[jobs.Part], known: set[str]) -> Iterator[jobs.Par
             yield jobs.Part(part.node, tuple(t for t, _ in new), tuple(n for _, n in new))
 
 
-def trace(
-    program: str,
-    target: str = "",
-    *,
-    interval: float = INTERVAL_SECONDS,
-    deadline: float = DEADLINE_SECONDS,
-    arguments: Sequence[str] = (),
-    confine: bool = True,
-    unsafe: bool = False,
-    by: str = "",
-    namespace: str = "",
-    selector: str = "",
-    container: str = "",
-    all_nodes: bool = False,
-    way: str = "auto",
-    context: str = "",
-    kubeconfig: str = "",
+@dataclass(frozen=True)
+class Where:
+    """What of which cluster a trace from Python is of.
+
+    Attributes:
+        target: objects with blanks between them, as ``deploy/web``.
+        namespace: of the target and of the trace; empty: that of the context.
+        selector: pods with these labels.
+        container: only containers of this name.
+        all_nodes: all nodes, each as a whole.
+        context: of the kubeconfig; empty: the current one.
+        kubeconfig: a file; empty: as kubectl finds it.
+    """
+
+    target: str = ""
+    namespace: str = ""
+    selector: str = ""
+    container: str = ""
+    all_nodes: bool = False
+    context: str = ""
+    kubeconfig: str = ""
+
+
+def begin(
+    program: str, where: Where, terms: Terms, *, by: str = "", way: str = "auto"
 ) -> ClusterTrace:
-    """As `podscope.tracing.trace`, in a cluster."""
-    words = target.split()
+    """Runs a program in a cluster: see ``podscope.tracing.trace``."""
+    words = where.target.split()
     if by not in ("", "node", "pod") or way not in WAYS:
         raise UsageError("by is node or pod, way is one of " + ", ".join(WAYS))
     if not program.strip():
         raise UsageError("the program is empty")
-    if all_nodes and (words or selector):
+    if where.all_nodes and (words or where.selector):
         raise UsageError("all_nodes: every node as a whole; leave out other targets")
-    server = find_server(kubeconfig, context)
-    space = namespace or server.namespace
+    server = find_server(where.kubeconfig, where.context)
+    space = where.namespace or server.namespace
     named = tuple(as_target(word if "/" in word else f"node/{word}") for word in words)
-    asked = Asked(Scope(space, named, selector), container, needs_container(program), all_nodes)
-    check_program(program, of_pods=asked.of_pods, confine=confine, by_pod=by == "pod")
+    scope = Scope(space, named, where.selector)
+    asked = Asked(scope, where.container, needs_container(program), where.all_nodes)
+    check_program(program, of_pods=asked.of_pods, confine=terms.confine, by_pod=by == "pod")
     check(asked.scope, server, UsageError)
+    every = "all nodes" if where.all_nodes else "all pods"
     request = jobs.Request(
         name=new_name(),
         program=program,
         title=title_of(program),
-        target=target or selector or ("all nodes" if all_nodes else "all pods"),
+        target=where.target or where.selector or every,
         namespace=space,
-        arguments=tuple(arguments),
-        interval=interval,
-        deadline=deadline,
-        confine=confine,
-        unsafe=unsafe,
+        arguments=terms.arguments,
+        interval=terms.interval,
+        deadline=terms.deadline,
+        confine=terms.confine,
+        unsafe=terms.unsafe,
         by_pod=by == "pod",
         environment=variables(),
     )

@@ -11,6 +11,7 @@ from podscope.trace import session
 from podscope.trace.host_targets import is_on_host
 from podscope.trace.session import DEADLINE_SECONDS
 from podscope.trace.session import INTERVAL_SECONDS
+from podscope.trace.session import Terms
 
 if TYPE_CHECKING:
     from podscope.cluster_traces import ClusterTrace
@@ -67,36 +68,16 @@ def trace(
         PodscopeError: it cannot be run.
     """
     words = target.split()
+    terms = Terms(interval, deadline, tuple(arguments), confine, unsafe)
     of_cluster = (namespace, selector, container, all_nodes, context, kubeconfig)
     if not any(of_cluster) and all(map(is_on_host, words)):
         if by:
             raise UsageError(f"by={by!r}: only in a cluster")
-        return session.trace(
-            program,
-            target,
-            interval=interval,
-            deadline=deadline,
-            arguments=arguments,
-            confine=confine,
-            unsafe=unsafe,
-        )
+        return session.begin(program, words, terms)
     # What knows clusters takes time to load.
     from podscope import cluster_traces
 
-    return cluster_traces.trace(
-        program,
-        target,
-        interval=interval,
-        deadline=deadline,
-        arguments=arguments,
-        confine=confine,
-        unsafe=unsafe,
-        by=by,
-        namespace=namespace,
-        selector=selector,
-        container=container,
-        all_nodes=all_nodes,
-        way=way,
-        context=context,
-        kubeconfig=kubeconfig,
+    where = cluster_traces.Where(
+        target, namespace, selector, container, all_nodes, context, kubeconfig
     )
+    return cluster_traces.begin(program, where, terms, by=by, way=way)

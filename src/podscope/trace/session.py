@@ -227,43 +227,40 @@ def _confined(program: syntax.Program, target: HostTarget, whose: str) -> syntax
     return rewrite.confined_to_cgroups(program, target.cgroups(), expression)
 
 
-def trace(
-    program: str,
-    target: str = "",
-    *,
-    interval: float = INTERVAL_SECONDS,
-    deadline: float = DEADLINE_SECONDS,
-    arguments: Sequence[str] = (),
-    confine: bool = True,
-    unsafe: bool = False,
-) -> Trace:
-    """Run a bpftrace program on this host.
+@dataclass(frozen=True)
+class Terms:
+    """How a program is run, on a host or in a cluster.
 
-    Args:
-        program: its text.
-        target: ``unit/NAME``, ``container/ID``, ``pod/UID`` or ``pid/N``, several with blanks
-            between them; empty: the whole host.
+    Attributes:
         interval: seconds between two answers.
         deadline: seconds after which it is ended.
         arguments: ``$1`` and on.
         confine: let the program see the target alone; else it only gives ``$container_pid``.
         unsafe: allow ``system()`` and its like.
+    """
 
-    Returns:
-        The running program: iterate over it inside of a ``with``.
+    interval: float = INTERVAL_SECONDS
+    deadline: float = DEADLINE_SECONDS
+    arguments: tuple[str, ...] = ()
+    confine: bool = True
+    unsafe: bool = False
+
+
+def begin(program: str, targets: Sequence[str], terms: Terms) -> Trace:
+    """Runs a program on this host: see ``podscope.tracing.trace``.
 
     Raises:
         UsageError: no program, or no such target.
-        PodscopeError: bpftrace is not there, or refused the program (while iterating).
+        PodscopeError: bpftrace is not there.
     """
-    found = on_host(target.split())
-    prepared = prepare(program, found, confine=confine, interval=interval)
+    found = on_host(targets)
+    prepared = prepare(program, found, confine=terms.confine, interval=terms.interval)
     return Trace(
         prepared,
-        found if confine else None,
-        deadline=deadline,
-        arguments=arguments,
-        unsafe=unsafe,
+        found if terms.confine else None,
+        deadline=terms.deadline,
+        arguments=terms.arguments,
+        unsafe=terms.unsafe,
     )
 
 
