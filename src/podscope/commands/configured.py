@@ -123,13 +123,12 @@ def events(config: Config) -> tuple[str, ...]:
         UsageError: no source gives one that is asked for.
     """
     asked = () if config.events == ("none",) else config.events
-    if set(asked) <= set(EVENTS.split(",")):
-        return tuple(
-            dict.fromkeys(asked)
-        )  # who wants the usual ones need not import the sources yet
-    from podscope.sources import source
+    # Who wants the usual ones need not import the sources yet.
+    known: Sequence[str] = EVENTS.split(",")
+    if not set(asked) <= set(known):
+        from podscope.sources import source
 
-    known = source.kinds()
+        known = source.kinds()
     for one in asked:
         if one not in known:
             told = ", ".join((*known, "none"))
@@ -137,9 +136,14 @@ def events(config: Config) -> tuple[str, ...]:
     return tuple(dict.fromkeys(asked))
 
 
+def http_kinds(config: Config) -> tuple[str, ...]:
+    """The kinds of rows of HTTP that sinks can get."""
+    return ("http", *(("request",) if config.requests != "none" else ()))
+
+
 def kinds(config: Config) -> tuple[str, ...]:
     """The kinds of rows that sinks can get; raises UsageError as `events` does."""
-    return ("http", *(("request",) if config.requests != "none" else ()), *events(config))
+    return (*http_kinds(config), *events(config))
 
 
 @contextmanager

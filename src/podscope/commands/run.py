@@ -433,10 +433,7 @@ class _Here:
         return self.trace.full
 
     def __iter__(self) -> Iterator[Answer]:
-        for answer in self.trace:
-            if self.feed is not None:
-                self.feed.put(answer, self.shapes(), self.lost)
-            yield answer
+        return trace_sinks.fed(self.trace, self, self.feed)
 
     def shapes(self) -> Mapping[str, MapShape]:
         return self.trace.told_shapes()

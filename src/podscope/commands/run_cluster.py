@@ -272,10 +272,7 @@ class InCluster:
         return {}  # told by node, in the notes
 
     def __iter__(self) -> Iterator[Answer]:
-        for answer in self.following:
-            if self.feed is not None:
-                self.feed.put(answer, self.shapes(), self.lost)
-            yield answer
+        return trace_sinks.fed(self.following, self, self.feed)
 
     def shapes(self) -> Mapping[str, MapShape]:
         return self.following.shapes()

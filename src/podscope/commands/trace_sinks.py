@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from podscope.errors import UsageError
 if TYPE_CHECKING:
     import argparse
 
+    from podscope.commands.showing import Shown
     from podscope.sinks.outputs import Outputs
     from podscope.trace.maps import MapShape
     from podscope.trace.rows import TraceRows
@@ -56,6 +58,14 @@ class Feed:
     def notes(self) -> Sequence[str]:
         """What a user should know."""
         return self._made.notes
+
+
+def fed(answers: Iterable[Answer], shown: Shown, feed: Feed | None) -> Iterator[Answer]:
+    """The answers of what is shown, each given to the sinks first, if there are any."""
+    for answer in answers:
+        if feed is not None:
+            feed.put(answer, shown.shapes(), shown.lost)
+        yield answer
 
 
 @contextmanager

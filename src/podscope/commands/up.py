@@ -21,7 +21,7 @@ from podscope.commands.configured import add_listen
 from podscope.commands.configured import add_sinks
 from podscope.commands.configured import events
 from podscope.commands.configured import follow
-from podscope.commands.configured import kinds
+from podscope.commands.configured import http_kinds
 from podscope.commands.configured import load
 from podscope.commands.configured import outputs
 from podscope.commands.configured import request_log
@@ -72,12 +72,11 @@ def run(args: argparse.Namespace) -> int:
     ready = threading.Event()
     refused: dict[str, PodscopeError] = {}
     others = events(config)
-    first = tuple(kind for kind in kinds(config) if kind not in others)
     # The port first: if it is taken, nothing was attached.
     with (
         Lifetime() as lifetime,
         http_server.HttpServer(config.listen.pair, pages(totals, ready, refused)) as server,
-        watch(kinds=first, interval=float(config.interval), log=log) as watched,
+        watch(kinds=http_kinds(config), interval=float(config.interval), log=log) as watched,
         outputs(config, socket.gethostname()) as sinks,
         follow(args, config, take),
     ):
